@@ -63,7 +63,9 @@ def parse_prompt(name: str, text: str) -> Prompt:
     """Read a prompt file: the system part, a line `---`, the user part. Raises ValueError with what is wrong."""
     parts = _RULE.split(text)
     if len(parts) != 2:
-        raise ValueError(f"a prompt has one line `---` between its system and user parts; this one has {len(parts) - 1}")
+        raise ValueError(
+            f"a prompt has one line `---` between its system and user parts; this one has {len(parts) - 1}"
+        )
     system, user = (part.strip() for part in parts)
     if not user:
         raise ValueError("the user part, below `---`, is empty")

@@ -1,0 +1,171 @@
+"""THE REQUEST PATH: admit → cache → cascade → record → keep.
+
+Read this first. What is asked comes in as an Invocation, already validated; what goes out is an Inference that is
+already in the ledger. Errors raised here were raised before anything was started, and cost nobody anything.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+import structlog
+from msgspec import Struct, structs
+
+from gateway.core import cascade
+from gateway.core.cache import Kept, cache_key, pack, unpack
+from gateway.core.clock import Clock
+from gateway.core.errors import BudgetExceeded, CascadeExhausted, GatewayError, Overloaded, Unavailable
+from gateway.core.inference import Answer, Inference, Invocation, RateHeader
+from gateway.core.meter import Intents, Meter, Reservations, Settlement
+from gateway.core.quotas import Charge, at_the_door
+from gateway.core.registry import LoadedTask
+
+log = structlog.get_logger()
+
+
+class Admission(Struct, frozen=True):
+    """What the store says at the door: the answer it keeps, if any, and how far the quotas are used."""
+
+    kept: bytes | None = None
+    rates: tuple[RateHeader, ...] = ()
+
+
+class Store(Reservations, Protocol):
+    """Everything shared and short-lived."""
+
+    async def admit(self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None) -> Admission:
+        """Take all charges or none, and look the answer up: one round trip. Raises QuotaExceeded, Unavailable."""
+
+    async def finish(
+        self,
+        invocation_id: str,
+        held: Sequence[Charge],
+        settlements: Sequence[Settlement],
+        keep: tuple[str, bytes, int] | None,
+    ) -> None:
+        """Give back what is held, settle, and keep (key, answer, ttl_s): one round trip. Raises Unavailable."""
+
+
+class Ledger(Intents, Protocol):
+    """The durable record."""
+
+    async def record(self, inference: Inference) -> None:
+        """One inference, one transaction; its intents go with it. Returns when durable. Raises Unavailable."""
+
+
+class Engine:
+    """Answers invocations. One per process; `permits` bounds what is under way at once."""
+
+    def __init__(self, store: Store, ledger: Ledger, clock: Clock, zone: ZoneInfo, permits: int) -> None:
+        self._store, self._ledger, self._clock, self._zone = store, ledger, clock, zone
+        self._free = permits
+        self._flights: dict[str, asyncio.Task[tuple[cascade.Outcome, Meter]]] = {}
+        self._running: set[asyncio.Task[Answer]] = set()
+
+    async def invoke(self, task: LoadedTask, invocation: Invocation) -> Answer:
+        """Answer one invocation. Once started it settles and records, even if the caller goes away.
+
+        Raises Overloaded, QuotaExceeded or Unavailable before anything ran; CascadeExhausted or BudgetExceeded where
+        nobody could answer and the task has no action for that.
+        """
+        if self._free <= 0:
+            raise Overloaded("The gateway is at its limit of concurrent requests.", retry_after_s=1)
+        self._free -= 1
+        running = asyncio.create_task(self._answer(task, invocation))
+        self._running.add(running)
+        running.add_done_callback(self._done)
+        answer = await asyncio.shield(running)
+        _raise_if_failed(answer.inference)
+        return answer
+
+    async def drain(self) -> None:
+        """Wait for everything that is under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def _answer(self, task: LoadedTask, invocation: Invocation) -> Answer:
+        start_s = self._clock.monotonic_s()
+        charges = at_the_door(task.limits, task.name, invocation.caller, invocation.received_at, self._zone)
+        key = cache_key(invocation, task.declared.cache)
+        reading = task.declared.cache is not None and not invocation.no_cache
+        admission = await self._admit(invocation, charges, key if reading else None)
+        settlements: Sequence[Settlement] = ()
+        keep: tuple[str, bytes, int] | None = None
+        try:
+            if admission.kept is not None and (kept := unpack(admission.kept)) is not None:
+                inference = Inference(invocation=invocation, decision=kept.decision, cache="hit")
+            else:
+                inference, settlements = await self._run(task, invocation, key)
+            inference = structs.replace(inference, duration_ms=self._clock.since_ms(start_s))
+            await self._ledger.record(inference)
+            keep = self._keep(task, inference, key)
+        finally:
+            await self._finish(invocation, charges, settlements, keep)
+        return Answer(inference, admission.rates)
+
+    async def _admit(self, invocation: Invocation, charges: Sequence[Charge], key: str | None) -> Admission:
+        try:
+            return await self._store.admit(invocation.id, charges, key)
+        except Unavailable:
+            # Cheap stages go on answering without the store; what needs money is refused where it is reserved.
+            log.warning("store_unavailable", at="admit", task=invocation.task)
+            return Admission()
+
+    async def _run(self, task: LoadedTask, invocation: Invocation, key: str) -> tuple[Inference, Sequence[Settlement]]:
+        """Run the cascade, or wait for the run of an identical invocation that is already under way."""
+        if (flight := self._flights.get(key)) is not None and not invocation.no_cache:
+            outcome, _ = await asyncio.shield(flight)
+            return Inference(invocation=invocation, decision=outcome.decision, cache="shared"), ()
+        flight = asyncio.create_task(self._cascade(task, invocation))
+        self._flights[key] = flight
+        try:
+            outcome, meter = await flight
+        finally:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+        return Inference(invocation=invocation, decision=outcome.decision, attempts=outcome.attempts), meter.settlements
+
+    async def _cascade(self, task: LoadedTask, invocation: Invocation) -> tuple[cascade.Outcome, Meter]:
+        meter = Meter(invocation, task.limits, self._store, self._ledger, self._clock, self._zone)
+        outcome = await cascade.run(task.declared, task.steps, invocation.input, meter, self._clock)
+        return outcome, meter
+
+    def _keep(self, task: LoadedTask, inference: Inference, key: str) -> tuple[str, bytes, int] | None:
+        cache = task.declared.cache
+        if cache is None or inference.cache != "miss" or inference.decision.status != "accepted":
+            return None
+        if inference.invocation.no_store:
+            return None
+        return key, pack(Kept(inference.id, inference.decision)), cache.ttl_s
+
+    async def _finish(
+        self,
+        invocation: Invocation,
+        charges: Sequence[Charge],
+        settlements: Sequence[Settlement],
+        keep: tuple[str, bytes, int] | None,
+    ) -> None:
+        held = [charge for charge in charges if charge.mode == "held"]
+        if not (held or settlements or keep):
+            return
+        try:
+            await self._store.finish(invocation.id, held, settlements, keep)
+        except GatewayError:
+            # The ledger has the truth; the sweeper settles what this could not.
+            log.warning("store_unavailable", at="finish", task=invocation.task)
+
+    def _done(self, running: asyncio.Task[Answer]) -> None:
+        self._running.discard(running)
+        self._free += 1
+        if not running.cancelled():
+            running.exception()  # a caller that went away leaves nobody to read it
+
+
+def _raise_if_failed(inference: Inference) -> None:
+    if inference.decision.status != "failed":
+        return
+    reason = inference.decision.reason
+    if reason == "budget_exceeded":
+        raise BudgetExceeded("A budget does not cover this request.", run_id=inference.id)
+    raise CascadeExhausted(f"No stage of the task could answer ({reason}).", run_id=inference.id, reason=reason)

@@ -1,0 +1,184 @@
+"""What happens at run time: what was asked, what each stage did, what was decided, what it cost.
+
+All of these are values: made once, never changed. Times are UTC, `cost_nano` is integer nano-dollars (or whatever the
+deployment's one currency is).
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+Kind = Literal["invoke", "audit", "canary", "replay"]
+CacheStatus = Literal["miss", "hit", "shared", "off"]
+
+
+class Caller(Struct, frozen=True):
+    """Who asks: the team, the key that proved it and what that key may do."""
+
+    team: str
+    key_id: str
+    scopes: frozenset[str]
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of model calls and their price."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost_nano + other.cost_nano,
+        )
+
+
+NOTHING_USED = Usage()
+
+
+class Attribution(Struct, frozen=True):
+    """What the caller says of the item, for accounting, threads and erasure. Never part of the answer."""
+
+    item_id: str | None = None
+    thread_id: str | None = None
+    subject_id: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Invocation(Struct, frozen=True, kw_only=True):
+    """One request to a task, validated: what was asked, by whom, under which version of the task."""
+
+    id: str
+    task: str
+    fingerprint: str
+    caller: Caller
+    owner_team: str
+    payer_team: str
+    input: dict[str, Any]
+    canonical: bytes
+    received_at: datetime
+    kind: Kind = "invoke"
+    parent_id: str | None = None
+    attribution: Attribution = Attribution()
+    idempotency_key: str | None = None
+    no_cache: bool = False
+    no_store: bool = False
+    trace_id: str | None = None
+
+
+class Intent(Struct, frozen=True, kw_only=True):
+    """A model call that is about to be made, written durably before it, with the most that it can cost."""
+
+    id: str
+    inference_id: str
+    attempt_id: str
+    task: str
+    caller_team: str
+    owner_team: str
+    payer_team: str
+    key_id: str
+    kind: Kind
+    model: str
+    replica: str
+    estimate: Usage
+    created_at: datetime
+
+
+class ModelCall(Struct, frozen=True, kw_only=True):
+    """One request on the wire to a model server, with the id of its intent.
+
+    `settled` says that `usage` is what the server counted. Otherwise the answer never came whole, and `usage` is the
+    most that the server can have counted.
+    """
+
+    id: str
+    attempt_id: str
+    model: str
+    replica: str
+    outcome: Literal["ok", "refused", "timeout", "error", "cancelled", "lost"]
+    settled: bool
+    usage: Usage
+    started_at: datetime
+    duration_ms: float
+    http_status: int | None = None
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One stage run inside an inference."""
+
+    id: str
+    position: int
+    stage: str
+    kind: Literal["rules", "cnn", "chain"]
+    outcome: Literal["decided", "passed", "failed"]
+    started_at: datetime
+    duration_ms: float
+    label: str | None = None
+    score: float | None = None
+    label_mass: float | None = None
+    reason: str | None = None
+    matched: tuple[str, ...] = ()
+    calls: tuple[ModelCall, ...] = ()
+
+    @property
+    def usage(self) -> Usage:
+        """The sum over the attempt's model calls."""
+        return sum((call.usage for call in self.calls), NOTHING_USED)
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """The result: decided by a stage (`accepted`), left to a person (`deferred`), or nobody could (`failed`)."""
+
+    status: Literal["accepted", "deferred", "failed"]
+    action: str | None = None
+    output: dict[str, Any] | None = None
+    label: str | None = None
+    score: float | None = None
+    stage: str | None = None
+    reason: str | None = None
+
+
+class Inference(Struct, frozen=True, kw_only=True):
+    """The whole story of one request: what was asked, the attempts, the decision. The unit that the ledger records."""
+
+    invocation: Invocation
+    decision: Decision
+    attempts: tuple[Attempt, ...] = ()
+    cache: CacheStatus = "miss"
+    duration_ms: float = 0.0
+    upstream_ms: float = 0.0
+    review_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The run id that callers see."""
+        return self.invocation.id
+
+    @property
+    def usage(self) -> Usage:
+        """The sum over all attempts."""
+        return sum((attempt.usage for attempt in self.attempts), NOTHING_USED)
+
+
+class RateHeader(Struct, frozen=True):
+    """The state of the tightest quota of a resource, as the `x-ratelimit-*` headers show it."""
+
+    resource: str
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class Answer(Struct, frozen=True):
+    """What the engine hands back: the inference, and what the door saw of the quotas."""
+
+    inference: Inference
+    rates: tuple[RateHeader, ...] = field(default=())
+    replayed: bool = False
+
+
+Metadata = Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""Real servers and models that several test files share."""
