@@ -2,7 +2,7 @@
 
 People who want to slip past a filter write with look-alike letters, invisible characters, digits for letters
 and spaces between letters. `clean` undoes what no honest reader would notice; `fold` goes further and is
-lossy, so only the rules match on it.
+lossy: the rules match on it, and the prefilter reads words from it.
 """
 
 import re
@@ -14,14 +14,20 @@ _LOOKALIKES = str.maketrans(
     "аеорсухіјѕԁһвнкмтпгѵԛԝАЕОРСУХІЈЅВНКМТαορνικτυΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑ",
     "aeopcyxijsdhbhkmtnrvqwAEOPCYXIJSBHKMTaopviktuABEZHIKMNOPTYXiga",
 )
+# Letters in filled circles and squares, which NFKC leaves alone: emoji that stand for a letter.
+_BADGES = {start + i: chr(ord("A") + i) for start in (0x1F150, 0x1F170) for i in range(26)}
+_INVISIBLE_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+# Accents and variation selectors. The vowel signs of Indic and other scripts are marks too, but part of the word.
+_MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f]")
+_CONTROLS = dict.fromkeys({*range(0x20), 0x7F} - set(b"\t\n\v\f\r"))
 _WORD = re.compile(r"\w+")
 _SPACES = re.compile(r"\s+")
-_LEET = str.maketrans("013457@$!|", "oieastasil")
-_SPACED_LETTERS = re.compile(r"(?<!\w)(?:\w[ .\-_*]{1,2}){2,40}\w(?!\w)")
+_LEET = str.maketrans("013457@$!|€", "oieastasile")
+_LEET_CHUNK = re.compile(r"(?<![\w@$!|€])(?:(?=[\w@$!|€]*[a-z])(?=[\w@$!|€]*[013457@$!|€])[\w@$€][\w@$!|€]*[\w@$€])")
+_COUNTED = re.compile(r"[$€]?\d+[a-z]{0,2}\d?")
+_SPACED_LETTERS = re.compile(r"(?<!\w)(?:[^\W_][ .\-_*]{1,2}){2,40}[^\W_](?!\w)")
 _SEPARATORS = re.compile(r"[ .\-_*]+")
 _REPEATS = re.compile(r"(.)\1{2,}")
-_LETTER_WITH_DIGIT = re.compile(r"(?=\S*[a-z])(?=\S*[013457@$!|])\S+")
-_CHUNK = re.compile(r"\S+")
 
 
 def clean(text: str) -> str:
@@ -32,10 +38,28 @@ def clean(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text)
     if not text.isascii():
-        text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc", "Cs", "Mn") or c in "\n\t")
+        text = _MARKS.sub("", "".join(c for c in text if _is_visible(c)).translate(_BADGES))
         latin = any("a" <= c <= "z" or "A" <= c <= "Z" for c in text)
         text = _WORD.sub(lambda m: _latin_word(m.group(), latin), text)
-    return _SPACES.sub(" ", text.replace("\x00", "")).strip()
+    return _SPACES.sub(" ", text.translate(_CONTROLS)).strip()
+
+
+def fold(text: str) -> str:
+    """`clean`, then lower case, accents dropped, digits for letters undone, spaced-out letters joined, runs cut.
+
+    Lossy on purpose: "c4sh" and "c a s h" become "cash", while "10am", "2nd" and "555-0142" stay. Near the
+    length of the text (a few letters fold to two, such as "ß").
+    """
+    text = clean(text).casefold()
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+    text = _SPACED_LETTERS.sub(lambda m: _joined(m.group()), text)
+    text = _LEET_CHUNK.sub(lambda m: _unleet(m.group()), text)
+    return _REPEATS.sub(r"\1\1", text)
+
+
+def _is_visible(char: str) -> bool:
+    return char in "\n\t\r" or (unicodedata.category(char) not in ("Cf", "Cc", "Cs") and char not in _INVISIBLE_LETTERS)
 
 
 def _latin_word(word: str, latin_text: bool) -> str:
@@ -45,17 +69,10 @@ def _latin_word(word: str, latin_text: bool) -> str:
     return twin if twin.isascii() and (latin_text or any(c.isascii() and c.isalpha() for c in word)) else word
 
 
-def fold(text: str) -> str:
-    """`clean`, then lower case, accents dropped, digits for letters undone, spaced-out letters joined, runs cut.
-
-    Lossy on purpose ("50 first" stays "50 first", but "c4sh" becomes "cash"). The length never grows.
-    """
-    text = clean(text).casefold()
-    text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-    text = _SPACED_LETTERS.sub(lambda m: _SEPARATORS.sub("", m.group()), text)
-    text = _CHUNK.sub(lambda m: _unleet(m.group()), text)
-    return _REPEATS.sub(r"\1\1", text)
+def _joined(letters: str) -> str:
+    """Spaced-out digits are a phone number or a list, and stay as they are."""
+    return _SEPARATORS.sub("", letters) if any(c.isalpha() for c in letters) else letters
 
 
 def _unleet(chunk: str) -> str:
-    return chunk.translate(_LEET) if _LETTER_WITH_DIGIT.fullmatch(chunk) else chunk
+    return chunk if _COUNTED.fullmatch(chunk) else chunk.translate(_LEET)

@@ -1,0 +1,42 @@
+"""The `gateway` command."""
+
+import sys
+
+import click
+from rich.console import Console
+
+from gateway.cli.lazy import LazyGroup
+from gateway.core.problems import InvalidConfig
+
+COMMANDS = {
+    "serve": ("gateway.cli.serve", "Serve the HTTP API."),
+    "dev": ("gateway.cli.serve", "Serve with an embedded Valkey, SQLite and the local LLM server."),
+    "demo": ("gateway.cli.serve", "Send the demo messages through `dev` and show what happens."),
+    "check": ("gateway.cli.check", "Check tasks, prompts and models; report every problem."),
+    "teams": ("gateway.cli.access", "Teams."),
+    "keys": ("gateway.cli.access", "API keys."),
+    "db": ("gateway.cli.db", "The database schema."),
+    "model": ("gateway.cli.model", "The local LLM: fetch and serve."),
+    "lab": ("gateway.cli.lab", "Train, calibrate and evaluate."),
+}
+
+
+@click.command(cls=LazyGroup, commands_by_module=COMMANDS)
+@click.version_option(package_name="taskgate")
+def cli() -> None:
+    """Taskgate: a centralized LLM gateway for many teams."""
+
+
+def main() -> None:
+    """Entry point. Problems in what people wrote end with status 2 and the full list, never with a traceback."""
+    try:
+        cli(prog_name="gateway")
+    except InvalidConfig as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]{len(error.problems)} problem(s)[/]")
+        console.out(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

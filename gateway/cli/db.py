@@ -1,0 +1,23 @@
+"""gateway db."""
+
+import os
+
+import click
+
+from gateway import settings as process_settings
+
+
+@click.group()
+def db() -> None:
+    """The database schema."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the schema to the newest version. Safe to run while older gateways serve."""
+    from gateway.adapters.sql.migrate import upgrade as run
+
+    settings = process_settings.read(os.environ)
+    settings.state_path.mkdir(parents=True, exist_ok=True)
+    run(settings.database, settings.home_path)
+    click.echo("the schema is up to date")

@@ -1,0 +1,100 @@
+"""`make demo`: a dozen messages through the real thing, and a table of what happened to them."""
+
+import asyncio
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+from gateway.adapters.sql.access import new_key
+from gateway.local.dev import Running, running
+from gateway.settings import Settings
+
+TASK = "message-moderation"
+_WIDTH = 58
+
+
+class DemoMessage(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of the task's demo.jsonl: an input and the action that it must get."""
+
+    input: dict[str, Any]
+    action: str
+
+
+def demo(settings: Settings, console: Console, stay: bool) -> bool:
+    """Start everything, send the demo messages, print the table. Returns whether every action was the expected one."""
+    messages = msgspec.json.decode(_lines(settings.home_path / "tasks" / TASK / "demo.jsonl"), type=list[DemoMessage])
+    with running(settings, console) as up:
+        key = asyncio.run(new_key(up.database, team="demo", scopes=frozenset({"invoke", "read", "review", "finance"})))
+        _write_env(settings.state_path / "env", up.url, key)
+        good = _send_all(console, up, key, messages)
+        _explain(console, settings, up)
+        if stay:
+            _wait(console, up)
+    return good
+
+
+def _send_all(console: Console, up: Running, key: str, messages: list[DemoMessage]) -> bool:
+    table = Table("message", "stage", "score", "action", "cost", "ms", "", title=f"POST /tasks/{TASK}/invoke")
+    good = True
+    with httpx.Client(base_url=up.url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
+        for message in messages:
+            start_s = time.perf_counter()
+            metadata = client.post(f"/tasks/{TASK}/invoke", json={"input": message.input}).json().get("metadata", {})
+            took_ms = (time.perf_counter() - start_s) * 1000
+            expected = metadata.get("action") == message.action
+            good = good and expected
+            table.add_row(*_row(message, metadata, took_ms, expected))
+    console.print(table)
+    return good
+
+
+def _row(message: DemoMessage, metadata: dict[str, Any], took_ms: float, expected: bool) -> tuple[str, ...]:
+    text, score = message.input["message"], metadata.get("score")
+    return (
+        text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…",
+        metadata.get("stage") or metadata.get("reason") or "",
+        "" if score is None else f"{score:.3f}",
+        metadata.get("action") or "",
+        metadata.get("usage", {}).get("cost", ""),
+        f"{took_ms:.1f}",
+        "[green]as expected[/]" if expected else f"[red]expected {message.action}[/]",
+    )
+
+
+def _explain(console: Console, settings: Settings, up: Running) -> None:
+    body = '{"input": {"sender_role": "customer", "message": "Can you come on Friday?"}}'
+    env = settings.state_path / "env"
+    console.print("\nTry one of your own:\n")
+    console.out(
+        f". {shlex.quote(str(env))}\n"
+        f'curl -s "$GATEWAY_URL/tasks/{TASK}/invoke" -H "Authorization: Bearer $GATEWAY_KEY" \\\n'
+        f"  -H 'Content-Type: application/json' -d '{body}'"
+    )
+    console.print(f"\nAPI description: {up.url}/schema    logs: {settings.state_path / 'logs'}")
+    console.print(f"The LLM server is process {up.llm.process.pid}. Stop it, send a message, start it again with:")
+    console.out(up.model_command)
+
+
+def _wait(console: Console, up: Running) -> None:
+    console.print("\n[bold]Ctrl-C ends the demo.[/]")
+    try:
+        up.gateway.process.wait()
+    except KeyboardInterrupt:
+        console.print("stopping")
+
+
+def _write_env(path: Path, url: str, key: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(f"export GATEWAY_URL={shlex.quote(url)}\nexport GATEWAY_KEY={shlex.quote(key)}\n", "utf-8")
+
+
+def _lines(path: Path) -> bytes:
+    """JSON Lines as one JSON array."""
+    return b"[" + b",".join(line for line in path.read_bytes().splitlines() if line.strip()) + b"]"
