@@ -25,10 +25,14 @@ log = structlog.get_logger()
 
 
 class Admission(Struct, frozen=True):
-    """What the store says at the door: the answer it keeps, if any, and how far the quotas are used."""
+    """What the store says at the door: the answer it keeps, if any, and how far the quotas are used.
+
+    `degraded`: the store is away, and the quotas were taken from this process's share.
+    """
 
     kept: bytes | None = None
     rates: tuple[RateHeader, ...] = ()
+    degraded: bool = False
 
 
 class Store(Reservations, Protocol):

@@ -7,12 +7,13 @@ timezone and start again at its boundaries.
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.core.inference import Caller, Intent, Usage
+from gateway.core.errors import GatewayError
+from gateway.core.inference import Caller, Intent, RateHeader, Usage
 from gateway.core.prices import to_nano
 from gateway.core.task import Per, Quota, Resource
 
@@ -20,13 +21,14 @@ from gateway.core.task import Per, Quota, Resource
 MAX_LIMIT = 2**53
 
 _RATE_S = {"second": 1, "minute": 60}
+_UNITS = {"requests": "requests", "tokens": "tokens", "cost": "nano-units of cost", "concurrency": "requests"}
 
 
 class Charge(Struct, frozen=True, kw_only=True):
     """`amount` of a resource, to be taken from one counter.
 
     `mode` is `gcra` (`period_s` is the emission period of the whole limit), `window` (a counter that ends at
-    `ends_at_s`, Unix seconds) or `held` (given back when the inference ends).
+    `ends_at_s`, Unix seconds) or `held` (given back when the inference ends). An `amount` of 0 looks and takes nothing.
     """
 
     key: str
@@ -49,6 +51,20 @@ class Limit(Struct, frozen=True):
     scope: tuple[str, ...]
 
 
+class Standing(Struct, frozen=True):
+    """How far a counter is used: `limit` is what counted here (a share of the charge's while the store is away)."""
+
+    charge: Charge
+    limit: int
+    used: int
+    reset_s: float
+
+    @property
+    def remaining(self) -> int:
+        """What is left; 0 also where more was used than a limit that has been lowered since."""
+        return max(0, self.limit - self.used)
+
+
 def limit_of(quota: Quota) -> Limit:
     """The quota in integers. Raises ValueError with what is wrong."""
     if quota.resource == "cost":
@@ -69,19 +85,23 @@ def limit_of(quota: Quota) -> Limit:
 
 
 def at_the_door(limits: Iterable[Limit], task: str, caller: Caller, now: datetime, zone: ZoneInfo) -> list[Charge]:
-    """What one request takes before anything runs."""
+    """What one request takes before anything runs. Token budgets are looked at, for the headers, and not taken."""
     names = {"task": task, "caller_team": caller.team, "key": caller.key_id}
-    return [_charge(limit, names, 1, now, zone) for limit in limits if limit.resource in ("requests", "concurrency")]
+    return _one_per_counter(
+        _charge(limit, names, 0 if limit.resource == "tokens" else 1, now, zone)
+        for limit in limits
+        if limit.resource != "cost"
+    )
 
 
 def for_model_call(limits: Iterable[Limit], intent: Intent, zone: ZoneInfo) -> list[Charge]:
-    """What a model call takes at its estimate. The paying team is the one whose budget is charged."""
+    """What a model call takes at its estimate."""
     names = {"task": intent.task, "caller_team": intent.caller_team, "key": intent.key_id}
-    return [
+    return _one_per_counter(
         _charge(limit, names, spent(limit.resource, intent.estimate), intent.created_at, zone)
         for limit in limits
         if limit.resource in ("tokens", "cost")
-    ]
+    )
 
 
 def spent(resource: Resource, usage: Usage) -> int:
@@ -105,6 +125,47 @@ def window_end(per: Per, now: datetime, zone: ZoneInfo) -> datetime:
     if per == "day":
         return midnight + timedelta(days=1)
     return (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+_Refusal = TypeVar("_Refusal", bound=GatewayError)
+
+
+def refusal(error: type[_Refusal], standing: Standing, retry_after_s: float | None) -> _Refusal:
+    """The error for a charge that did not fit. `retry_after_s` is None where it never will."""
+    charge = standing.charge
+    per = f" per {charge.per}" if charge.per else " at once"
+    return error(
+        f"The quota of {standing.limit} {_UNITS[charge.resource]}{per} for {charge.scope} "
+        f"has {standing.remaining} left; {charge.amount} needed.",
+        retry_after_s=retry_after_s,
+        scope=charge.scope,
+        resource=charge.resource,
+        limit=standing.limit,
+        remaining=standing.remaining,
+        reset_s=round(standing.reset_s, 3),
+        per=charge.per,
+    )
+
+
+def rate_headers(standings: Iterable[Standing]) -> tuple[RateHeader, ...]:
+    """For requests and for tokens, the quota of which the least is left."""
+    tightest: dict[str, Standing] = {}
+    for standing in standings:
+        resource = standing.charge.resource
+        if resource not in ("requests", "tokens"):
+            continue
+        if resource not in tightest or standing.remaining < tightest[resource].remaining:
+            tightest[resource] = standing
+    return tuple(RateHeader(name, each.limit, each.remaining, each.reset_s) for name, each in tightest.items())
+
+
+def _one_per_counter(charges: Iterable[Charge]) -> list[Charge]:
+    """Two quotas on one counter (a task's and a team's, say): the smaller limit holds, and is charged once."""
+    tightest: dict[str, Charge] = {}
+    for charge in charges:
+        if charge.key not in tightest or charge.limit < tightest[charge.key].limit:
+            tightest[charge.key] = charge
+    return list(tightest.values())
 
 
 def _charge(limit: Limit, names: dict[str, str], amount: int, now: datetime, zone: ZoneInfo) -> Charge:

@@ -1,0 +1,5 @@
+"""The Redis protocol (Redis or Valkey ≥ 6.2, one primary): quotas, budgets, kept answers. RedisStore is the door."""
+
+from gateway.adapters.redis.store import OpenReservation, RedisSettings, RedisStore, StoreHealth
+
+__all__ = ["OpenReservation", "RedisSettings", "RedisStore", "StoreHealth"]

@@ -1,0 +1,303 @@
+"""The Store and Reservations ports over the Redis protocol.
+
+Keys (behind the prefix `tg:`): `q:` counters, `r:` records of reservations, `open` reservations by time, `c:` kept
+answers, `epoch`, `replicas`, `keys:version`. The counters are no truth: the ledger is, and they can be rebuilt from it.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from gateway.adapters.redis.alone import OwnMemory
+from gateway.adapters.redis.line import Command, Line, Reply, Script
+from gateway.core.engine import Admission
+from gateway.core.errors import BudgetExceeded, QuotaExceeded, Unavailable
+from gateway.core.meter import Settlement
+from gateway.core.quotas import Charge, Standing, rate_headers, refusal
+
+log = structlog.get_logger()
+
+_REBUILD_LOCK_MS = 30_000
+_REBUILD_POLL_S = 0.05
+# A reservation that meets this many restarts of the store in a row gives up.
+_RESTARTS = 3
+
+
+class RedisSettings(Struct, frozen=True, kw_only=True):
+    """`lease_s` must exceed the longest inference: what is held longer counts as left behind by a process that died."""
+
+    url: str
+    prefix: str = "tg:"
+    connect_timeout_s: float = 0.25
+    read_timeout_s: float = 0.5
+    failures: int = 3
+    rest_s: float = 1.0
+    lease_s: int = 300
+    beat_s: float = 5.0
+
+
+class OpenReservation(Struct, frozen=True):
+    """A reservation that nobody has settled yet."""
+
+    id: str
+    age_s: float
+
+
+class StoreHealth(Struct, frozen=True):
+    """`up`: the last exchange went well. `degraded`: request quotas come from the process's own memory."""
+
+    up: bool
+    degraded: bool
+    replicas: int
+
+
+class RedisStore:
+    """Everything shared and short-lived. One per process and event loop; `start` before use, `close` at the end.
+
+    `on_empty` is awaited, by one process at a time, when the server has started anew and its budgets cannot be
+    trusted: it reads the ledger and calls `rebuild`. Until that is done no reservation is made.
+    """
+
+    def __init__(
+        self, settings: RedisSettings, on_empty: Callable[["RedisStore"], Awaitable[None]] | None = None
+    ) -> None:
+        self.on_empty = on_empty
+        self._settings = settings
+        self._take, self._settle = Script("take.v1"), Script("settle.v1")
+        self._rebuild, self._beat = Script("rebuild.v1"), Script("beat.v1")
+        self._line = Line(
+            settings.url,
+            (self._take, self._settle, self._rebuild, self._beat),
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+            failures=settings.failures,
+            rest_s=settings.rest_s,
+        )
+        self._alone, self._degraded = OwnMemory(), False
+        self._replica, self._replicas = uuid.uuid4().hex, 1
+        self._beating: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to be counted as a replica. Does not fail when the store is away."""
+        await self._heard()
+        self._beating = asyncio.create_task(self._keep_beating())
+
+    async def close(self) -> None:
+        """Stop being counted, and hang up."""
+        if self._beating is not None:
+            self._beating.cancel()
+            with contextlib.suppress(Unavailable):
+                await self._line.ask(("ZREM", self._key("replicas"), self._replica))
+        await self._line.close()
+
+    async def admit(self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None) -> Admission:
+        """Take all charges or none, and look the answer up: one round trip. Raises QuotaExceeded.
+
+        While the store is away the charges are taken from this process's share (`degraded`), and nothing is kept.
+        """
+        commands = [self._taking(invocation_id, charges)] if charges else []
+        if cache_key is not None:
+            commands.append(("GET", self._key("c", cache_key)))
+        if not commands:
+            return Admission()
+        try:
+            replies = await self._line.ask(*commands)
+        except Unavailable:
+            return self._admit_alone(invocation_id, charges)
+        self._recovered()
+        standings = _standings(replies[0], charges, QuotaExceeded) if charges else []
+        return Admission(replies[-1] if cache_key is not None else None, rate_headers(standings))
+
+    async def finish(
+        self,
+        invocation_id: str,
+        held: Sequence[Charge],
+        settlements: Sequence[Settlement],
+        keep: tuple[str, bytes, int] | None,
+    ) -> None:
+        """Give back what is held, settle, and keep (key, answer, ttl_s): one round trip. Raises Unavailable."""
+        self._alone.give_back(invocation_id, held)
+        commands: list[Command] = [("ZREM", self._counter(charge), invocation_id) for charge in held]
+        commands += [self._settling(settlement) for settlement in settlements]
+        if keep is not None:
+            key, answer, ttl_s = keep
+            commands.append(("SET", self._key("c", key), answer, "EX", ttl_s))
+        if commands:
+            await self._line.ask(*commands)
+
+    async def reserve(self, reservation_id: str, charges: Sequence[Charge]) -> None:
+        """Take all charges or none; again under the same id takes nothing more. Raises BudgetExceeded, Unavailable."""
+        if not charges:
+            return
+        for _ in range(_RESTARTS):
+            epoch = await self._line.server_id()
+            (reply,) = await self._line.ask(self._taking(reservation_id, charges, epoch))
+            if reply != b"stale":
+                _standings(reply, charges, BudgetExceeded)
+                return
+            await self._restored()
+        raise Unavailable("The quota store keeps restarting.")
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Replace estimates by the truth, each exactly once. Raises Unavailable.
+
+        The record of the reservation knows what was taken; a settlement needs no charges.
+        """
+        if settlements:
+            await self._line.ask(*(self._settling(settlement) for settlement in settlements))
+
+    async def open_reservations(self, older_than_s: float, at_most: int = 1000) -> list[OpenReservation]:
+        """The oldest reservations made at least so many seconds ago and not settled. Raises Unavailable."""
+        time_reply, oldest = await self._line.ask(
+            ("TIME",), ("ZRANGE", self._key("open"), 0, at_most - 1, "WITHSCORES")
+        )
+        now_us = int(time_reply[0]) * 1_000_000 + int(time_reply[1])
+        pairs = zip(oldest[::2], oldest[1::2], strict=True)
+        reservations = [OpenReservation(id.decode(), (now_us - float(at_us)) / 1e6) for id, at_us in pairs]
+        return [reservation for reservation in reservations if reservation.age_s >= older_than_s]
+
+    async def rebuild(self, usages: Iterable[tuple[Charge, int]], open: Iterable[tuple[str, Sequence[Charge]]]) -> None:
+        """Write budgets anew: what is used of each charge's counter, and the reservations that are under way.
+
+        Does nothing when the budgets are good, or were rebuilt by another process meanwhile. Raises Unavailable.
+        """
+        counters = [[charge.key, charge.mode, used, charge.limit, self._span(charge)] for charge, used in usages]
+        reservations = [[id, [self._taken(charge) for charge in charges]] for id, charges in open]
+        await self._line.ask(
+            self._rebuild(
+                (self._key("epoch"), self._key("open"), self._key("rebuilding")),
+                await self._line.server_id(),
+                self._key("q", ""),
+                self._key("r", ""),
+                msgspec.json.encode(counters),
+                msgspec.json.encode(reservations),
+            )
+        )
+
+    async def keys_version(self) -> int:
+        """Changes when a key was made or revoked anywhere. Raises Unavailable."""
+        (version,) = await self._line.ask(("GET", self._key("keys:version")))
+        return int(version or 0)
+
+    async def bump_keys_version(self) -> None:
+        """Tell every replica that keys have changed. Raises Unavailable."""
+        await self._line.ask(("INCR", self._key("keys:version")))
+
+    async def ping(self) -> None:
+        """Raises Unavailable when the store does not answer."""
+        await self._line.ask(("PING",))
+
+    def health(self) -> StoreHealth:
+        """As seen by the last exchanges; asks nobody."""
+        return StoreHealth(self._line.up, self._degraded, self._replicas)
+
+    def _admit_alone(self, invocation_id: str, charges: Sequence[Charge]) -> Admission:
+        if not self._degraded:
+            log.warning("quotas_degraded", replicas=self._replicas)
+            self._degraded = True
+        # What budgets have left is known to the store alone.
+        taken = [charge for charge in charges if charge.amount > 0]
+        standings = self._alone.take(invocation_id, taken, self._replicas)
+        return Admission(rates=rate_headers(standings), degraded=True)
+
+    def _recovered(self) -> None:
+        if self._degraded:
+            log.info("quotas_recovered")
+            self._degraded = False
+            self._alone.forget()
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.beat_s)
+            await self._heard()
+
+    async def _heard(self) -> None:
+        gone_ms = int(self._settings.beat_s * 3000)
+        with contextlib.suppress(Unavailable):
+            (count,) = await self._line.ask(self._beat((self._key("replicas"),), self._replica, gone_ms))
+            self._replicas = max(1, count)
+
+    async def _restored(self) -> None:
+        """Wait until the budgets are good again; all reservations of this process wait for the same attempt."""
+        if self._restoring is None or self._restoring.done():
+            self._restoring = asyncio.create_task(self._restore())
+        await asyncio.shield(self._restoring)
+
+    async def _restore(self) -> None:
+        lock = self._key("rebuilding")
+        while True:
+            epoch, mine = await self._line.ask(
+                ("GET", self._key("epoch")), ("SET", lock, self._replica, "NX", "PX", _REBUILD_LOCK_MS)
+            )
+            if mine and epoch != (await self._line.server_id()).encode():
+                return await self._rebuild_once(lock)
+            if mine:
+                await self._line.ask(("DEL", lock))
+            if epoch == (await self._line.server_id()).encode():
+                return None
+            await asyncio.sleep(_REBUILD_POLL_S)
+
+    async def _rebuild_once(self, lock: str) -> None:
+        log.warning("store_empty")
+        try:
+            if self.on_empty is None:
+                await self.rebuild((), ())
+            else:
+                await self.on_empty(self)
+        except BaseException as error:
+            with contextlib.suppress(Unavailable):
+                await self._line.ask(("DEL", lock))
+            if isinstance(error, Unavailable) or not isinstance(error, Exception):
+                raise
+            log.exception("budgets_not_rebuilt")
+            raise Unavailable("The budgets could not be rebuilt from the ledger.") from error
+
+    def _taking(self, holder: str, charges: Sequence[Charge], epoch: str = "") -> Command:
+        keys = [self._counter(charge) for charge in charges]
+        if epoch:
+            keys += [self._key("r", holder), self._key("open"), self._key("epoch")]
+        arguments: list[str | int] = []
+        for charge in charges:
+            arguments += (charge.mode, charge.resource, charge.limit, charge.amount, self._span(charge))
+        return self._take(keys, holder, epoch, *arguments)
+
+    def _settling(self, settlement: Settlement) -> Command:
+        usage, id = settlement.usage, settlement.reservation_id
+        tokens = usage.input_tokens + usage.output_tokens
+        return self._settle((self._key("r", id), self._key("open")), id, tokens, usage.cost_nano)
+
+    def _taken(self, charge: Charge) -> list[str | int]:
+        return [charge.key, charge.mode, charge.resource, charge.amount, charge.limit, self._span(charge)]
+
+    def _span(self, charge: Charge) -> int:
+        """The time of a charge in its mode's unit, as the scripts want it."""
+        if charge.mode == "gcra":
+            return charge.period_s * 1_000_000
+        return charge.ends_at_s * 1000 if charge.mode == "window" else self._settings.lease_s * 1000
+
+    def _counter(self, charge: Charge) -> str:
+        return self._key("q", charge.key)
+
+    def _key(self, kind: str, name: str | None = None) -> str:
+        return f"{self._settings.prefix}{kind}" if name is None else f"{self._settings.prefix}{kind}:{name}"
+
+
+def _standings(
+    reply: Reply, charges: Sequence[Charge], error: type[QuotaExceeded] | type[BudgetExceeded]
+) -> list[Standing]:
+    """What the script said of each charge. Raises `error` where it refused one."""
+    refused, wait_us, *numbers = reply
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    standings = [
+        Standing(charge, charge.limit, used, reset_us / 1e6)
+        for charge, (used, reset_us) in zip(charges, pairs, strict=False)
+    ]
+    if refused:
+        raise refusal(error, standings[refused - 1], None if wait_us < 0 else wait_us / 1e6)
+    return standings
