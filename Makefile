@@ -1,0 +1,57 @@
+# Thin on purpose: the `gateway` command does the work.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# PyTorch's CPU builds, so that a laptop does not download CUDA; plain torch is the fallback.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
+
+.PHONY: help demo dev serve check test lint clean prerequisites
+help:            ## What there is to type
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(BIN)/.demo ## Start everything here, send a dozen messages, show what happened (DEMO_EXIT=1: then end)
+	$(BIN)/gateway demo $(if $(DEMO_EXIT),--exit)
+
+dev: $(BIN)/.demo ## Start everything here and stay up
+	$(BIN)/gateway dev
+
+serve: $(BIN)/.demo ## Serve with the stores that GATEWAY_DATABASE_URL and GATEWAY_REDIS_URL name
+	$(BIN)/gateway serve
+
+check: $(BIN)/.demo ## Check tasks, prompts and models
+	$(BIN)/gateway check
+
+test: $(BIN)/.test lint ## Lint, types, import contracts, tests on real servers
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:           ## Remove the environment and the demo's state
+	rm -rf $(VENV) .demo .gateway
+
+prerequisites:
+	@sh -c 'test -n "$(PYTHON)" || { echo "Python 3.11 to 3.13 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=/path/to/python3.11" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python lacks venv: apt install python3-venv, or your system's like"; exit 1; }
+	@$(PYTHON) -c 'import platform as p, sys; ok = (p.system(), p.machine()) in {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64")}; sys.exit(None if ok else "Linux on x86_64 or aarch64, or macOS on arm64, is needed; this is %s on %s" % (p.system(), p.machine()))'
+
+$(BIN)/.venv: | prerequisites
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(BIN)/.torch: $(BIN)/.venv
+	$(PIP) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) torch==2.13.0 || $(PIP) torch==2.13.0
+	@touch $@
+
+$(BIN)/.demo: $(BIN)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[local]'
+	@touch $@
+
+$(BIN)/.test: $(BIN)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[test]'
+	@touch $@ $(BIN)/.demo
