@@ -22,10 +22,11 @@ class Declared(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class RulesStage(Declared, frozen=True, tag_field="kind", tag="rules"):
-    """Patterns on normalised text. A match says the rule's label; no match passes."""
+    """Patterns on the normalised text of `text` (a field of the input). A match says the rule's label; none passes."""
 
     name: Name
     file: str
+    text: str = "message"
     decides: tuple[str, ...] | None = None
 
 

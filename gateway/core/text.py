@@ -11,8 +11,8 @@ import unicodedata
 # Letters of other scripts that are drawn like a Latin one. Only the pairs that are seen in the wild: a full
 # confusables table would turn honest Greek and Russian into noise.
 _LOOKALIKES = str.maketrans(
-    "аеорсухіјѕԁһвнкмтпгѵԛԝАЕОРСУХІЈЅВНКМТαορνικτυΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑ",
-    "aeopcyxijsdhbhkmtnrvqwAEOPCYXIJSBHKMTaopviktuABEZHIKMNOPTYXiga",
+    "аеёорсухіїјѕԁһвнкмтпгѵԛԝАЕЁОРСУХІЇЈЅВНКМТαορνικτυΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑ",
+    "aeeopcyxiijsdhbhkmtnrvqwAEEOPCYXIIJSBHKMTaopviktuABEZHIKMNOPTYXiga",
 )
 # Letters in filled circles and squares, which NFKC leaves alone: emoji that stand for a letter.
 _BADGES = {start + i: chr(ord("A") + i) for start in (0x1F150, 0x1F170) for i in range(26)}
@@ -27,7 +27,7 @@ _LEET_CHUNK = re.compile(r"(?<![\w@$!|€])(?:(?=[\w@$!|€]*[a-z])(?=[\w@$!|€
 _COUNTED = re.compile(r"[$€]?\d+[a-z]{0,2}\d?")
 _SPACED_LETTERS = re.compile(r"(?<!\w)(?:[^\W_][ .\-_*]{1,2}){2,40}[^\W_](?!\w)")
 _SEPARATORS = re.compile(r"[ .\-_*]+")
-_REPEATS = re.compile(r"(.)\1{2,}")
+_REPEATS = re.compile(r"(\D)\1{2,}")
 
 
 def clean(text: str) -> str:
@@ -47,8 +47,7 @@ def clean(text: str) -> str:
 def fold(text: str) -> str:
     """`clean`, then lower case, accents dropped, digits for letters undone, spaced-out letters joined, runs cut.
 
-    Lossy on purpose: "c4sh" and "c a s h" become "cash", while "10am", "2nd" and "555-0142" stay. Near the
-    length of the text (a few letters fold to two, such as "ß").
+    Lossy on purpose: "c4sh" and "c a s h" become "cash", while "10am", "2nd" and "555-0142" stay.
     """
     text = clean(text).casefold()
     if not text.isascii():
