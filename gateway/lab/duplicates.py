@@ -1,14 +1,14 @@
 """Near-duplicates: MinHash signatures of character shingles, found by locality-sensitive hashing (datasketch)."""
 
+import re
 from collections.abc import Sequence
 
 from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
 
-from gateway.core.text import fold
-
 PERMUTATIONS = 64
 THRESHOLD = 0.8
 _SHINGLE = 5
+_WORDS = re.compile(r"\w+")
 
 
 def near_duplicate_groups(texts: Sequence[str], threshold: float = THRESHOLD) -> list[int]:
@@ -27,7 +27,8 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = THRESHOLD) ->
 
 
 def _shingles(text: str) -> list[bytes]:
-    folded = " ".join(fold(text).split())
+    # Not `core.text.fold`: that one serves the rules and changes with them, and a split must not.
+    folded = " ".join(_WORDS.findall(text.casefold()))
     return [folded[i : i + _SHINGLE].encode() for i in range(max(1, len(folded) - _SHINGLE + 1))]
 
 

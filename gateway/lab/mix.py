@@ -64,8 +64,9 @@ def moderation_mix(sources: Path, corpus: Path, config: MixConfig) -> Mix:
     rows, absent = read_public(sources, [*VIOLATION_SOURCES, *SERVICE_SOURCES])
     own = read_corpus(corpus)
     dev = read_marketplace_dev(sources)
-    trained = drop_twins_of_held_out([*_candidates(rows, config), *(r for r in own if r.split == "train")],
-                                     [*(r for r in [*rows, *own] if r.split != "train"), *dev])  # fmt: skip
+    # A reserve keeps clear of the training rows by itself: it may grow without changing what was trained on.
+    held_out = [*(r for r in [*rows, *own] if r.split not in ("train", "reserve")), *dev]
+    trained = drop_twins_of_held_out([*_candidates(rows, config), *(r for r in own if r.split == "train")], held_out)
     train = [*_public_part(trained, config), *_corpus_part(trained, config)]
     random.Random(config.seed).shuffle(train)
     calibration = [r for r in [*rows, *own] if r.split == "calibration"]
