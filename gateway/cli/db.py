@@ -1,5 +1,6 @@
 """gateway db."""
 
+import asyncio
 import os
 
 import click
@@ -19,5 +20,5 @@ def upgrade() -> None:
 
     settings = process_settings.read(os.environ)
     settings.state_path.mkdir(parents=True, exist_ok=True)
-    run(settings.database, settings.home_path)
+    asyncio.run(run(settings.database, settings.home_path / "migrations"))
     click.echo("the schema is up to date")

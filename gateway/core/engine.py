@@ -101,7 +101,7 @@ class Engine:
                 inference = Inference(invocation=invocation, decision=kept.decision, cache="hit")
             else:
                 inference, settlements = await self._run(task, invocation, key)
-            inference = structs.replace(inference, duration_ms=self._clock.since_ms(start_s))
+            inference = self._completed(inference, start_s)
             await self._ledger.record(inference)
             keep = self._keep(task, inference, key)
         finally:
@@ -134,6 +134,12 @@ class Engine:
         meter = Meter(invocation, task.limits, self._store, self._ledger, self._clock, self._zone)
         outcome = await cascade.run(task.declared, task.steps, invocation.input, meter, self._clock)
         return outcome, meter
+
+    def _completed(self, inference: Inference, start_s: float) -> Inference:
+        """With its duration, and with a review where the item is held: a hold that was kept holds this item too."""
+        held = inference.decision.action == "review" and inference.invocation.kind == "invoke"
+        review_id = self._clock.new_id() if held else None
+        return structs.replace(inference, duration_ms=self._clock.since_ms(start_s), review_id=review_id)
 
     def _keep(self, task: LoadedTask, inference: Inference, key: str) -> tuple[str, bytes, int] | None:
         cache = task.declared.cache

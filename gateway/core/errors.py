@@ -49,6 +49,21 @@ class NotFound(GatewayError):
     code = "not_found"
 
 
+class MethodNotAllowed(GatewayError):
+    """The page exists, but does not answer this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class SlowBody(GatewayError):
+    """The body did not arrive whole in time. Nothing was started."""
+
+    status = 408
+    code = "slow_body"
+    retryable = True
+
+
 class Conflict(GatewayError):
     """The same Idempotency-Key with another body, or a stale lease."""
 

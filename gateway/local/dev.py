@@ -1,5 +1,6 @@
 """The embedded default: Valkey, the local LLM server and the gateway as children of one process, on free ports."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,7 @@ def running(settings: Settings, console: Console, port: int = 0) -> Iterator[Run
     with ExitStack() as stack:
         model = fetch_model(settings.cache_path, console)
         with console.status("database"):
-            upgrade(settings.database, settings.home_path)
+            asyncio.run(upgrade(settings.database, settings.home_path / "migrations"))
         with console.status("Valkey"):
             redis_url = stack.enter_context(start_valkey(state / "valkey"))
         llm_port, gateway_port = free_port(), port or free_port()

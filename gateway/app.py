@@ -1,0 +1,211 @@
+"""Composition root: the only place that builds adapters and wires them to the web layer."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+import structlog
+import uuid_utils
+from litestar import Litestar
+
+from gateway import settings as process_settings
+from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.schema import Schema
+from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.fingerprints import SqlFingerprints
+from gateway.adapters.sql.keys import SqlKeys
+from gateway.adapters.sql.ledger import SqlLedger, open_ledger
+from gateway.adapters.sql.migrate import is_current, prepare_partitions
+from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
+from gateway.adapters.sql.sweep import Sweeper
+from gateway.adapters.sql.teams import SqlTeams
+from gateway.adapters.sql.usage import SqlUsage
+from gateway.core.cascade import Runner
+from gateway.core.clock import Clock
+from gateway.core.engine import Engine
+from gateway.core.loaded import StageFiles, Validator
+from gateway.core.problems import InvalidConfig, Problem
+from gateway.core.registry import Registry, load
+from gateway.core.sweep import sweep_for_ever
+from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
+from gateway.settings import Settings
+from gateway.web.doors import Check, Doors, WebSettings
+from gateway.web.wiring import create_app
+
+log = structlog.get_logger()
+
+
+class Stages:
+    """Core's Builder. A heavy adapter is imported only where a task uses it."""
+
+    def schema(self, document: Any, file: str) -> Validator:
+        """Compile a JSON schema."""
+        return Schema(document, file)
+
+    def stage(self, stage: Stage, files: StageFiles, place: str) -> Runner:
+        """Build the runner of a declared stage."""
+        match stage:
+            case RulesStage():
+                from gateway.adapters.rules import build_rules
+
+                return build_rules(stage, files, place)
+            case CnnStage():
+                from gateway.adapters.cnn import build_cnn
+
+                return build_cnn(stage, files, place)
+            case ChainStage():
+                from gateway.adapters.chain import build_chain
+
+                return build_chain(stage, files, place)
+
+
+def load_registry(settings: Settings) -> Registry:
+    """Everything under the home folder, built. Raises InvalidConfig with every problem."""
+    return load(settings.home_path, Stages())
+
+
+def create() -> Litestar:
+    """The application of one worker process, from its environment. Raises InvalidConfig."""
+    settings = process_settings.read(os.environ)
+    configure_logs(settings)
+    if not settings.redis_url:
+        raise InvalidConfig([_no_store()])
+    return Process(settings).app()
+
+
+class Process:
+    """One worker: what it is made of, and how it starts and stops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clock = Clock(new_id=lambda: str(uuid_utils.uuid7()))
+        self._registry = load_registry(settings)
+        self._database = Database(settings.database)
+        self._store = RedisStore(RedisSettings(url=settings.redis_url))
+        self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
+        self._engine = Engine(self._store, self._ledger, self._clock, settings.zone, settings.permits)
+        self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
+        self._draining = False
+
+    def app(self) -> Litestar:
+        """The web application over this process."""
+        doors = Doors(
+            engine=self._engine,
+            registry=lambda: self._registry,
+            keys=SqlKeys(self._database),
+            teams=SqlTeams(self._database),
+            runs=SqlRuns(self._database),
+            feedback=SqlFeedback(self._database),
+            usage=SqlUsage(self._database),
+            clock=self._clock,
+            checks=self._checks(),
+            draining=lambda: self._draining,
+            lifespan=(self._living,),
+        )
+        settings = self._settings
+        web = WebSettings(
+            max_body_bytes=settings.max_body_bytes,
+            body_timeout_s=settings.body_timeout_s,
+            batch_max=settings.batch_max,
+            zone=settings.zone,
+            currency=settings.currency,
+        )
+        return create_app(doors, web)
+
+    @asynccontextmanager
+    async def _living(self) -> AsyncIterator[None]:
+        """From the first request to the last row."""
+        await self._prepare()
+        sweeping = asyncio.create_task(
+            sweep_for_ever(
+                self._sweeper, self._store, self._clock, self._settings.sweep_s, self._settings.orphan_after_s
+            )
+        )
+        log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
+        try:
+            yield
+        finally:
+            self._draining = True
+            sweeping.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._engine.drain(), self._settings.drain_s)
+            await self._ledger.aclose()
+            await self._store.close()
+            await self._database.aclose()
+            log.info("stopped")
+
+    async def _prepare(self) -> None:
+        if not await is_current(self._database, self._settings.home_path / "migrations"):
+            problem = Problem("database", "", "the schema is not that of this version", "run `gateway db upgrade`")
+            raise InvalidConfig([problem])
+        await prepare_partitions(self._database, self._clock.now())
+        await self._store.start()
+        fingerprints = SqlFingerprints(self._database)
+        for name, task in self._registry.tasks.items():
+            config = msgspec.to_builtins(task.declared)
+            await fingerprints.remember(task.fingerprint, name, config, self._clock.now())
+
+    def _checks(self) -> Mapping[str, Check]:
+        async def database() -> None:
+            await self._database.ping()
+
+        async def store() -> str | None:
+            await self._store.ping()
+            return "request quotas come from this process's share" if self._store.health().degraded else None
+
+        return {"database": Check(database, required=True), "store": Check(store)}
+
+
+def serve(settings: Settings) -> None:
+    """Run the workers until SIGTERM or SIGINT. Configuration is checked before the first one starts."""
+    from granian import Granian
+    from granian.constants import Interfaces, Loops
+
+    if not settings.redis_url:
+        raise InvalidConfig([_no_store()])
+    load_registry(settings)
+    Granian(
+        "gateway.app:create",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        loop=Loops.uvloop,
+        factory=True,
+        websockets=False,
+        log_access=False,
+        log_level="warning",  # type: ignore[arg-type]
+        # Beyond the permits the answer is 503, which the application gives; so more than the permits must get in.
+        backpressure=2 * settings.permits,
+        workers_kill_timeout=int(settings.drain_s) + 5,
+    ).serve()
+
+
+def configure_logs(settings: Settings) -> None:
+    """Structured lines on stderr. Neither messages nor secrets are ever among the fields."""
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer() if settings.log == "json" else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _no_store() -> Problem:
+    return Problem(
+        "environment", "GATEWAY_REDIS_URL", "this setting is missing", "`gateway dev` starts a Valkey itself"
+    )

@@ -1,0 +1,116 @@
+"""gateway teams, gateway keys."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gateway import settings as process_settings
+from gateway.core.errors import GatewayError
+from gateway.core.keys import SCOPES
+
+
+def _database_url() -> str:
+    return process_settings.read(os.environ).database
+
+
+@click.group()
+def teams() -> None:
+    """Teams: the tenants, who own tasks and keys."""
+
+
+@teams.command("create")
+@click.argument("name")
+def create_team(name: str) -> None:
+    """Make a team."""
+    from gateway.adapters.sql.access import opened
+    from gateway.adapters.sql.teams import SqlTeams
+    from gateway.core.records import Team
+
+    async def run() -> None:
+        async with opened(_database_url()) as database:
+            await SqlTeams(database).add(Team(name, datetime.now(UTC)))
+
+    _finish(run())
+
+
+@teams.command("list")
+def list_teams() -> None:
+    """All teams."""
+    from gateway.adapters.sql.access import opened
+    from gateway.adapters.sql.teams import SqlTeams
+
+    async def run() -> None:
+        async with opened(_database_url()) as database:
+            for team in await SqlTeams(database).all():
+                click.echo(team.name)
+
+    _finish(run())
+
+
+@click.group()
+def keys() -> None:
+    """API keys."""
+
+
+@keys.command("create")
+@click.option("--team", required=True)
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), default=["invoke"], show_default=True)
+@click.option("--expires-days", type=click.IntRange(min=1))
+def create_key(team: str, scopes: tuple[str, ...], expires_days: int | None) -> None:
+    """Make a key. It is printed once and cannot be shown again."""
+    from gateway.adapters.sql.access import new_key
+
+    expires_at = datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None
+
+    async def run() -> None:
+        click.echo(await new_key(_database_url(), team, frozenset(scopes), expires_at))
+
+    _finish(run())
+
+
+@keys.command("list")
+@click.option("--team")
+def list_keys(team: str | None) -> None:
+    """All keys, or those of a team. Never their secrets."""
+    from gateway.adapters.sql.access import opened
+    from gateway.adapters.sql.keys import SqlKeys
+
+    table = Table("id", "team", "scopes", "created", "expires", "revoked")
+
+    async def run() -> None:
+        async with opened(_database_url()) as database:
+            for key in await SqlKeys(database).of_team(team):
+                times = (key.created_at, key.expires_at, key.revoked_at)
+                shown = (at.isoformat(timespec="seconds") if at else "" for at in times)
+                table.add_row(key.id, key.team, " ".join(sorted(key.scopes)), *shown)
+        Console().print(table)
+
+    _finish(run())
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+def revoke_key(key_id: str) -> None:
+    """Refuse a key from now on: every replica does so within two seconds."""
+    from gateway.adapters.sql.access import opened
+    from gateway.adapters.sql.keys import SqlKeys
+
+    async def run() -> None:
+        async with opened(_database_url()) as database:
+            await SqlKeys(database).revoke(key_id, datetime.now(UTC))
+
+    _finish(run())
+
+
+def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command's work; an error that a caller may see is told without a traceback."""
+    try:
+        asyncio.run(work)
+    except GatewayError as error:
+        raise click.ClickException(error.detail) from error
