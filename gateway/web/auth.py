@@ -1,0 +1,114 @@
+"""Who asks: key → Caller, before a byte of the body is read.
+
+A stored key is remembered in the process for at most two seconds, so that a revoked one is refused everywhere within
+that time while the key store sees a fraction of the requests. Unknown, wrong, expired and revoked look the same.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+
+from litestar.handlers import BaseRouteHandler
+from msgspec import Struct
+
+from gateway.core.clock import Clock
+from gateway.core.errors import Forbidden, MethodNotAllowed, Unauthenticated
+from gateway.core.inference import Caller
+from gateway.core.keys import ApiKey, KeyStore, mint, parse, verify
+from gateway.web.contract import contract_of
+from gateway.web.exchange import AnyConnection, exchange_of, header
+from gateway.web.limits import FailureThrottle, address_of
+
+REMEMBER_S = 2.0
+_REMEMBERED = 4096
+
+# Compared with where no key is stored, so that an unknown id takes as long as a wrong secret.
+_NOBODY, _ = mint("nobody", frozenset(), datetime(2000, 1, 1, tzinfo=UTC), expires_at=datetime(2000, 1, 1, tzinfo=UTC))
+
+
+class _Seen(Struct, frozen=True):
+    key: ApiKey | None
+    until_s: float
+
+
+class Keyring:
+    """Stored keys, remembered for two seconds. Bounded; one look-up per key at a time."""
+
+    def __init__(self, store: KeyStore, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        self._seen: dict[str, _Seen] = {}
+        self._looking: dict[str, asyncio.Task[ApiKey | None]] = {}
+
+    def remembered(self, key_id: str) -> _Seen | None:
+        """What was last seen of a key, fresh or not."""
+        return self._seen.get(key_id)
+
+    async def find(self, key_id: str) -> ApiKey | None:
+        """The key, at most two seconds old. Raises Unavailable."""
+        seen = self._seen.get(key_id)
+        if seen is not None and self._clock.monotonic_s() < seen.until_s:
+            return seen.key
+        if (looking := self._looking.get(key_id)) is None:
+            looking = self._looking[key_id] = asyncio.create_task(self._look_up(key_id))
+        return await asyncio.shield(looking)
+
+    def forget(self, key_id: str) -> None:
+        """Ask the store at the next request."""
+        self._seen.pop(key_id, None)
+
+    async def _look_up(self, key_id: str) -> ApiKey | None:
+        # The two seconds count from before the look-up: what is revoked while it runs is not remembered for longer.
+        until_s = self._clock.monotonic_s() + REMEMBER_S
+        try:
+            key = await self._store.find(key_id)
+        finally:
+            del self._looking[key_id]
+        self._seen.pop(key_id, None)
+        if len(self._seen) >= _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        self._seen[key_id] = _Seen(key, until_s)
+        return key
+
+
+class Doorkeeper:
+    """The guard of every route: who asks, and whether the key has one of the scopes that the route's contract names."""
+
+    def __init__(self, keyring: Keyring, clock: Clock) -> None:
+        self._keyring, self._clock = keyring, clock
+        self._throttle = FailureThrottle(clock)
+
+    async def __call__(self, connection: AnyConnection, route: BaseRouteHandler) -> None:
+        if connection.scope.get("method") == "OPTIONS":
+            # The framework would answer it, but the gateway serves no browsers of other origins.
+            raise MethodNotAllowed("This page does not answer that method.")
+        exchange = exchange_of(connection, self._clock)
+        contract = contract_of(route)
+        if contract.public:
+            return
+        caller = await self._caller(connection)
+        if not contract.scopes & caller.scopes:
+            needed = " or ".join(sorted(contract.scopes))
+            raise Forbidden(f"This key lacks the scope `{needed}`.", needs=sorted(contract.scopes))
+        exchange.caller = caller
+
+    async def _caller(self, connection: AnyConnection) -> Caller:
+        presented = parse(_key_text(connection))
+        address = address_of(connection)
+        seen = self._keyring.remembered(presented.id) if presented else None
+        if seen is None or seen.key is None:
+            # A key that was good before is looked up whatever its neighbours at the same address do.
+            self._throttle.check(address)
+        stored = await self._keyring.find(presented.id) if presented else None
+        caller = verify(presented, stored or _NOBODY, self._clock.now()) if presented else None
+        if caller is None:
+            self._throttle.failed(address)
+            raise Unauthenticated("Send a valid key as `Authorization: Bearer gk_…`.")
+        return caller
+
+
+def _key_text(connection: AnyConnection) -> str:
+    if (authorization := header(connection, b"authorization")) is not None:
+        scheme, _, text = authorization.partition(b" ")
+        raw = text.strip() if scheme.lower() == b"bearer" else b""
+    else:
+        raw = header(connection, b"x-api-key") or b""
+    return raw.decode("latin-1")

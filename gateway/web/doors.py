@@ -1,0 +1,56 @@
+"""What the composition root hands to the web layer: ports of the core, and a handful of settings."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct, field
+
+from gateway.core.clock import Clock
+from gateway.core.engine import Engine
+from gateway.core.keys import KeyStore
+from gateway.core.records import FeedbackStore, Runs, Teams, UsageReport
+from gateway.core.registry import Registry
+
+
+class Check(Struct, frozen=True):
+    """Looks at one part of the deployment.
+
+    `probe` returns None where all is well, or a sentence on what is degraded; it raises where the part is down.
+    A process whose `required` part is down is not ready.
+    """
+
+    probe: Callable[[], Awaitable[str | None]]
+    required: bool = False
+
+
+class Doors(Struct, frozen=True, kw_only=True):
+    """Everything behind the web layer.
+
+    `registry` returns the current one: hot reload swaps it between two requests. `draining` says that the process is
+    about to stop and wants no new traffic. `lifespan` are context managers that live as long as the application.
+    """
+
+    engine: Engine
+    registry: Callable[[], Registry]
+    keys: KeyStore
+    teams: Teams
+    runs: Runs
+    feedback: FeedbackStore
+    usage: UsageReport
+    clock: Clock
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    draining: Callable[[], bool] = lambda: False
+    lifespan: Sequence[Callable[[], AbstractAsyncContextManager[None]]] = ()
+
+
+class WebSettings(Struct, frozen=True, kw_only=True):
+    """`zone` and `currency` are the deployment's billing timezone and currency."""
+
+    max_body_bytes: int = 1_048_576
+    body_timeout_s: float = 10.0
+    max_depth: int = 32
+    batch_max: int = 100
+    batch_concurrency: int = 16
+    zone: ZoneInfo = ZoneInfo("UTC")
+    currency: str = "USD"

@@ -1,0 +1,75 @@
+"""Teams: create and list."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from gateway.core.errors import Conflict
+from gateway.core.records import Team
+from gateway.core.task import Name
+from gateway.web.contract import contract
+from gateway.web.doors import Doors, WebSettings
+from gateway.web.envelope import parse
+from gateway.web.exchange import exchange_of
+from gateway.web.limits import read_body
+from gateway.web.reply import Reply, json_reply
+
+log = structlog.get_logger()
+
+AnyRequest = Request[Any, Any, Any]
+
+
+class NewTeam(Struct, frozen=True, forbid_unknown_fields=True):
+    """A name in lower case letters, digits, - and _."""
+
+    name: Name
+
+
+class TeamView(Struct, frozen=True):
+    """A team."""
+
+    name: str
+    created_at: datetime
+
+
+class TeamList(Struct, frozen=True):
+    """Every team, by name."""
+
+    teams: list[TeamView]
+
+
+class TeamPages:
+    """Administration of teams."""
+
+    def __init__(self, doors: Doors, settings: WebSettings) -> None:
+        self._doors, self._settings = doors, settings
+        self._decoder = msgspec.json.Decoder(NewTeam)
+
+    def routes(self) -> Sequence[HTTPRouteHandler]:
+        """The handlers with their paths and contracts."""
+        create = contract("admin", body=NewTeam, answer=TeamView, status=201, errors=(Conflict,))
+        return (
+            post("/teams", status_code=201, opt=create)(self.create_team),
+            get("/teams", opt=contract("admin", answer=TeamList))(self.list_teams),
+        )
+
+    async def create_team(self, request: AnyRequest) -> Reply:
+        """A new team. Its name is what keys, quotas and reports know it by, and never changes."""
+        exchange = exchange_of(request, self._doors.clock)
+        body = parse(self._decoder, await read_body(request, self._settings), self._settings.max_depth)
+        team = Team(body.name, self._doors.clock.now())
+        await self._doors.teams.add(team)
+        log.info("team_created", by_team=exchange.caller.team, by_key=exchange.caller.key_id, team=team.name)
+        return json_reply(TeamView(team.name, team.created_at), exchange.headers(), 201)
+
+    async def list_teams(self, request: AnyRequest) -> Reply:
+        """Every team."""
+        teams = await self._doors.teams.all()
+        view = TeamList([TeamView(team.name, team.created_at) for team in teams])
+        return json_reply(view, exchange_of(request, self._doors.clock).headers())

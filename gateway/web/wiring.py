@@ -1,0 +1,56 @@
+"""Doors → the web application. The composition root calls `create_app`; nothing else builds one."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+
+from gateway.web.api import Verbs
+from gateway.web.auth import Doorkeeper, Keyring
+from gateway.web.contract import contract_of
+from gateway.web.doors import Doors, WebSettings
+from gateway.web.health import HealthPages
+from gateway.web.keys import KeyPages
+from gateway.web.openapi import SchemaPage
+from gateway.web.problems import Handler
+from gateway.web.runs import RunPages
+from gateway.web.tasks import TaskPages
+from gateway.web.teams import TeamPages
+from gateway.web.usage import UsagePages
+
+
+def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHandler] = ()) -> Litestar:
+    """The application, with `more` routes. Raises LookupError where a route carries no contract."""
+    keyring = Keyring(doors.keys, doors.clock)
+    routes = [
+        *Verbs(doors, settings).routes(),
+        *TaskPages(doors).routes(),
+        *RunPages(doors, settings).routes(),
+        *UsagePages(doors, settings).routes(),
+        *KeyPages(doors, settings, keyring).routes(),
+        *TeamPages(doors, settings).routes(),
+        *HealthPages(doors).routes(),
+        *more,
+    ]
+    page = SchemaPage(routes, lambda: doors.registry().tasks, doors.clock)
+    routes += page.routes()
+    for route in routes:
+        contract_of(route)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for enter in doors.lifespan:
+                await stack.enter_async_context(enter())
+            yield
+
+    return Litestar(
+        route_handlers=routes,
+        guards=[Doorkeeper(keyring, doors.clock)],
+        exception_handlers={Exception: Handler(doors.clock)},
+        lifespan=[lifespan],
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+    )
