@@ -70,18 +70,24 @@ def load_registry(settings: Settings) -> Registry:
 
 
 def create() -> Litestar:
-    """The application of one worker process, from its environment. Raises InvalidConfig."""
-    settings = process_settings.read(os.environ)
-    configure_logs(settings)
-    if not settings.redis_url:
-        raise InvalidConfig([_no_store()])
-    return Process(settings).app()
+    """The application of one worker process, from its environment. Ends the process where that is wrong."""
+    try:
+        settings = process_settings.read(os.environ)
+        configure_logs(settings)
+        return Process(settings).app()
+    except InvalidConfig as error:
+        # The server that calls this would show a traceback, and hide the list in it.
+        sys.exit(f"{len(error.problems)} problem(s)\n{error}")
 
 
 class Process:
     """One worker: what it is made of, and how it starts and stops."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises InvalidConfig with every problem of settings, tasks, prompts and models."""
+        if not settings.redis_url:
+            hint = "`gateway dev` starts a Valkey"
+            raise InvalidConfig([Problem("environment", "GATEWAY_REDIS_URL", "this setting is missing", hint)])
         self._settings = settings
         self._clock = Clock(new_id=lambda: str(uuid_utils.uuid7()))
         self._registry = load_registry(settings)
@@ -162,13 +168,10 @@ class Process:
 
 
 def serve(settings: Settings) -> None:
-    """Run the workers until SIGTERM or SIGINT. Configuration is checked before the first one starts."""
+    """Run the workers until SIGTERM or SIGINT. One that cannot start ends them all."""
     from granian import Granian
     from granian.constants import Interfaces, Loops
 
-    if not settings.redis_url:
-        raise InvalidConfig([_no_store()])
-    load_registry(settings)
     Granian(
         "gateway.app:create",
         address=settings.host,
@@ -204,8 +207,3 @@ def configure_logs(settings: Settings) -> None:
         cache_logger_on_first_use=True,
     )
 
-
-def _no_store() -> Problem:
-    return Problem(
-        "environment", "GATEWAY_REDIS_URL", "this setting is missing", "`gateway dev` starts a Valkey itself"
-    )

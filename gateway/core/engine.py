@@ -139,7 +139,9 @@ class Engine:
         """With its duration, and with a review where the item is held: a hold that was kept holds this item too."""
         held = inference.decision.action == "review" and inference.invocation.kind == "invoke"
         review_id = self._clock.new_id() if held else None
-        return structs.replace(inference, duration_ms=self._clock.since_ms(start_s), review_id=review_id)
+        upstream_ms = sum(call.duration_ms for attempt in inference.attempts for call in attempt.calls)
+        duration_ms = self._clock.since_ms(start_s)
+        return structs.replace(inference, duration_ms=duration_ms, upstream_ms=upstream_ms, review_id=review_id)
 
     def _keep(self, task: LoadedTask, inference: Inference, key: str) -> tuple[str, bytes, int] | None:
         cache = task.declared.cache
