@@ -27,17 +27,14 @@ class OwnMemory:
     def take(self, holder: str, charges: Sequence[Charge], replicas: int) -> list[Standing]:
         """Take all charges or none. Raises QuotaExceeded."""
         now_s = time.time()
-        standings = []
-        for charge in charges:
-            limit = _share(charge.limit, replicas)
+        shares = [(charge, _share(charge.limit, replicas)) for charge in charges]
+        for charge, limit in shares:
             standing, wait_s = self._look(charge, limit, now_s)
-            if charge.amount > 0 and standing.used + charge.amount > limit:
+            if standing.used + charge.amount > limit:
                 raise refusal(QuotaExceeded, standing, None if charge.amount > limit else wait_s)
-            standings.append(standing)
-        for charge in charges:
-            if charge.amount > 0:
-                self._keep(holder, charge, _share(charge.limit, replicas), now_s)
-        return standings
+        for charge, limit in shares:
+            self._keep(holder, charge, limit, now_s)
+        return [self._look(charge, limit, now_s)[0] for charge, limit in shares]
 
     def give_back(self, holder: str, held: Sequence[Charge]) -> None:
         """End what `take` held for this holder, if it did."""

@@ -39,6 +39,8 @@ class RedisSettings(Struct, frozen=True, kw_only=True):
     rest_s: float = 1.0
     lease_s: int = 300
     beat_s: float = 5.0
+    rebuild_wait_s: float = 5.0
+    """How long a reservation waits while the budgets are rebuilt."""
 
 
 class OpenReservation(Struct, frozen=True):
@@ -227,7 +229,11 @@ class RedisStore:
         """Wait until the budgets are good again; all reservations of this process wait for the same attempt."""
         if self._restoring is None or self._restoring.done():
             self._restoring = asyncio.create_task(self._restore())
-        await asyncio.shield(self._restoring)
+        try:
+            async with asyncio.timeout(self._settings.rebuild_wait_s):
+                await asyncio.shield(self._restoring)
+        except TimeoutError:
+            raise Unavailable("The budgets are being rebuilt from the ledger.", retry_after_s=1) from None
 
     async def _restore(self) -> None:
         lock = self._key("rebuilding")
