@@ -1,0 +1,34 @@
+"""The documentation names everything that people can write."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.core import task
+from gateway.settings import PREFIX, Settings
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("field", Settings.__struct_fields__)
+def test_every_setting_is_documented(field: str) -> None:
+    """docs/settings.md has a row for each."""
+    assert f"`{PREFIX}{field.upper()}`" in (DOCS / "settings.md").read_text("utf-8")
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    """Rows that nobody reads any more mislead."""
+    rows = re.findall(r"^\| `GATEWAY_(\w+)`", (DOCS / "settings.md").read_text("utf-8"), re.MULTILINE)
+    assert {row.lower() for row in rows} == set(Settings.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    "kind", [task.Task, task.RulesStage, task.CnnStage, task.ChainStage, task.Quota, task.Model, task.Price]
+)
+def test_every_key_of_a_task_is_documented(kind: type) -> None:
+    """docs/tasks.md names each key of task.toml and models.toml."""
+    text = (DOCS / "tasks.md").read_text("utf-8")
+    keys = [field.encode_name for field in msgspec.structs.fields(kind)]
+    assert [key for key in keys if not re.search(rf"[`\[.]{key}\b", text)] == []
