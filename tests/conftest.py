@@ -1,12 +1,15 @@
 """Real servers and models that several test files share."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from gateway.local.child import free_port
 from gateway.local.valkey import start_valkey
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +38,37 @@ def llm_server(tiny_llm_folder: Path) -> Iterator[str]:
     options = Options(dtype="float32", threads=1, max_top_n_tokens=10)
     app = load(tiny_llm_folder, {"tiny": tiny_llm_folder / "adapter"}, options)
     with running(app, "127.0.0.1", free_port()) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a real Postgres server, for tests that want a database of their own."""
+    from postgres import running_postgres
+
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
+    """URL of an empty Postgres database that only this test uses."""
+    from postgres import fresh_database
+
+    async with fresh_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """URL of a migrated database that only this test uses, on either kind."""
+    from postgres import fresh_database
+
+    from gateway.adapters.sql.migrate import upgrade
+
+    async with AsyncExitStack() as stack:
+        url = f"sqlite:///{tmp_path / 'gateway.db'}"
+        if request.param == "postgres":
+            url = await stack.enter_async_context(fresh_database(request.getfixturevalue("postgres_server")))
+        await upgrade(url, MIGRATIONS)
         yield url

@@ -1,0 +1,230 @@
+"""Core's values → rows of the ledger's tables, in the order of their columns.
+
+Plain tuples: this runs for every inference, and the writers hand them to the drivers as they are.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from gateway.adapters.sql import tables
+from gateway.core.inference import Attempt, Decision, Inference, Intent, ModelCall
+
+# How long the same Idempotency-Key is known to name this run.
+IDEMPOTENCY_TTL = timedelta(hours=24)
+
+# How a driver wants a point in time.
+ToInstant = Callable[[datetime], Any]
+
+_POLICY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+
+class Rows(Struct):
+    """What one transaction writes: rows by table, and the ids of the intents that it settles."""
+
+    intent: list[tuple[Any, ...]] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)
+    inference: list[tuple[Any, ...]] = field(default_factory=list)
+    attempt: list[tuple[Any, ...]] = field(default_factory=list)
+    model_call: list[tuple[Any, ...]] = field(default_factory=list)
+    review: list[tuple[Any, ...]] = field(default_factory=list)
+    review_text: list[tuple[Any, ...]] = field(default_factory=list)
+    idempotency: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+COLUMNS = {
+    name: tuple(tables.metadata.tables[name].columns.keys()) for name in Rows.__struct_fields__ if name != "settled"
+}
+
+
+def rows_of(items: Iterable[Intent | Inference], instant: ToInstant) -> Rows:
+    """Everything that these items write. Raises ValueError, TypeError or AttributeError for a broken value."""
+    rows = Rows()
+    for item in items:
+        if isinstance(item, Intent):
+            rows.intent.append(_intent(item, instant))
+        else:
+            _add_inference(rows, item, instant)
+    return rows
+
+
+def _add_inference(rows: Rows, inference: Inference, instant: ToInstant) -> None:
+    asked = inference.invocation
+    input_hash = hashlib.sha256(asked.canonical).digest()
+    received_at = instant(asked.received_at)
+    rows.inference.append(_inference(inference, input_hash, received_at))
+    for attempt in inference.attempts:
+        rows.attempt.append(_attempt(inference, attempt, instant))
+        for call in attempt.calls:
+            rows.model_call.append(_model_call(inference, attempt, call, instant))
+            rows.settled.append(call.id)
+    if inference.review_id is not None and inference.decision.action == "review" and asked.kind == "invoke":
+        rows.review.append(_review(inference, inference.review_id, input_hash, received_at))
+        text = asked.canonical.decode()
+        rows.review_text.append((inference.review_id, asked.attribution.subject_id, text, received_at, None))
+    if asked.idempotency_key is not None:
+        expires_at = instant(asked.received_at + IDEMPOTENCY_TTL)
+        rows.idempotency.append(
+            (asked.caller.team, asked.task, asked.idempotency_key, input_hash, asked.id, received_at, expires_at)
+        )
+
+
+def _inference(inference: Inference, input_hash: bytes, received_at: Any) -> tuple[Any, ...]:
+    asked, decision, usage, said = (
+        inference.invocation,
+        inference.decision,
+        inference.usage,
+        inference.invocation.attribution,
+    )
+    policies, severity = _policies(decision)
+    return (
+        asked.id,
+        asked.kind,
+        asked.parent_id,
+        asked.task,
+        asked.fingerprint,
+        asked.caller.team,
+        asked.owner_team,
+        asked.payer_team,
+        asked.caller.key_id,
+        said.item_id,
+        said.thread_id,
+        said.subject_id,
+        to_json(said.tags),
+        input_hash,
+        asked.idempotency_key,
+        inference.cache,
+        decision.status,
+        decision.action,
+        decision.label,
+        to_json(policies),
+        severity,
+        decision.score,
+        decision.stage,
+        decision.reason,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cost_nano,
+        inference.duration_ms,
+        inference.upstream_ms,
+        asked.trace_id,
+        inference.review_id,
+        received_at,
+    )
+
+
+def _attempt(inference: Inference, attempt: Attempt, instant: ToInstant) -> tuple[Any, ...]:
+    usage = attempt.usage
+    return (
+        attempt.id,
+        inference.id,
+        inference.invocation.task,
+        attempt.position,
+        attempt.stage,
+        attempt.kind,
+        attempt.outcome,
+        attempt.label,
+        attempt.score,
+        attempt.label_mass,
+        attempt.reason,
+        to_json(attempt.matched),
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cost_nano,
+        instant(attempt.started_at),
+        attempt.duration_ms,
+    )
+
+
+def _model_call(inference: Inference, attempt: Attempt, call: ModelCall, instant: ToInstant) -> tuple[Any, ...]:
+    asked = inference.invocation
+    return (
+        call.id,
+        attempt.id,
+        asked.id,
+        asked.kind,
+        asked.task,
+        attempt.stage,
+        asked.caller.team,
+        asked.owner_team,
+        asked.payer_team,
+        asked.caller.key_id,
+        call.model,
+        call.replica,
+        call.outcome,
+        call.settled,
+        call.usage.input_tokens,
+        call.usage.output_tokens,
+        call.usage.cost_nano,
+        call.http_status,
+        instant(call.started_at),
+        call.duration_ms,
+    )
+
+
+def _intent(intent: Intent, instant: ToInstant) -> tuple[Any, ...]:
+    return (
+        intent.id,
+        intent.inference_id,
+        intent.attempt_id,
+        intent.kind,
+        intent.task,
+        intent.caller_team,
+        intent.owner_team,
+        intent.payer_team,
+        intent.key_id,
+        intent.model,
+        intent.replica,
+        intent.estimate.input_tokens,
+        intent.estimate.output_tokens,
+        intent.estimate.cost_nano,
+        instant(intent.created_at),
+    )
+
+
+def _review(inference: Inference, review_id: str, input_hash: bytes, received_at: Any) -> tuple[Any, ...]:
+    asked, decision = inference.invocation, inference.decision
+    policies, severity = _policies(decision)
+    return (
+        review_id,
+        asked.id,
+        asked.task,
+        asked.fingerprint,
+        asked.caller.team,
+        asked.owner_team,
+        input_hash,
+        asked.attribution.thread_id,
+        asked.attribution.subject_id,
+        decision.status,
+        decision.label,
+        to_json(policies),
+        severity,
+        decision.score,
+        decision.stage,
+        decision.reason,
+        received_at,
+        None,
+    )
+
+
+def to_json(words: tuple[str, ...]) -> str | None:
+    """A JSON array, or NULL for an empty one: most rows have none."""
+    return msgspec.json.encode(words).decode() if words else None
+
+
+def _policies(decision: Decision) -> tuple[tuple[str, ...], int | None]:
+    """Policies and severity of an output that has both. Only what can be a policy's name is kept: outputs of other
+    tasks may hold text, and text is kept nowhere here.
+    """
+    output = decision.output or {}
+    severity = output.get("severity")
+    if not isinstance(severity, int) or isinstance(severity, bool) or not 0 <= severity <= 3:
+        return (), None
+    policies = output.get("policies")
+    names = policies if isinstance(policies, list | tuple) else ()
+    return tuple(name for name in names if isinstance(name, str) and _POLICY.fullmatch(name)), severity

