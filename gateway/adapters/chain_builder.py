@@ -1,0 +1,267 @@
+"""From a declared chain stage to a running one: every reference resolved, every label checked, problems all at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import takewhile
+from typing import Any
+
+from langchain_core.runnables import Runnable
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.adapters.calibration import Platt, read_calibration
+from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules, stage_prompt
+from gateway.adapters.label_ids import LabelIds, by_text, label_ids, probes
+from gateway.adapters.model_port import CallFault, NotConnected
+from gateway.adapters.openai import ChatServer, served_models
+from gateway.adapters.references import UnresolvedReference, resolve
+from gateway.adapters.replicas import Replicas
+from gateway.adapters.tgi import hub_client, served_model, tgi_llm, tokenize
+from gateway.adapters.token_files import BadTokenizer, TokenCounter, TokenFile
+from gateway.adapters.wire import Wire
+from gateway.core.cascade import Finding, Runner, StageFailed
+from gateway.core.loaded import LoadedModel, StageFiles
+from gateway.core.meter import Meter
+from gateway.core.problems import InvalidConfig, Problem
+from gateway.core.prompts import to_text
+from gateway.core.task import ChainStage, Model
+
+_VERIFY_TIMEOUT_S = 5.0
+
+
+class Access(Struct, frozen=True):
+    """A model's replicas, with permits and breakers, and the headers that its servers want."""
+
+    replicas: Replicas
+    headers: dict[str, str]
+
+
+class ChainBuilder:
+    """Builds chain stages. One per process: connections, permits and breakers are shared by all stages of a model,
+    and outlive a reload that does not change the model.
+    """
+
+    def __init__(self) -> None:
+        self.wire = Wire()
+        self.hub = hub_client(self.wire)
+        self._accesses: dict[tuple[str, Model, tuple[str, ...]], Access] = {}
+        self._token_files: dict[str, TokenFile] = {}
+
+    def build(self, stage: ChainStage, files: StageFiles, place: str) -> Runner:
+        """A stage that is ready to run. Raises InvalidConfig with all problems; asks no server."""
+        return _Building(self, stage, files, place).runner()
+
+    async def verify(self, model: LoadedModel) -> tuple[str, ...]:
+        """Ask each replica which model it serves. What differs from the pinned one, in words; empty if all is well."""
+        access = self.access(model, [])
+        checks = (self._verify(model.declared, url, access.headers) for url in access.replicas.urls)
+        return tuple(said for said in await asyncio.gather(*checks) if said)
+
+    async def aclose(self) -> None:
+        """Close all connections to model servers."""
+        await self.hub.exit_stack.aclose()
+        await self.wire.aclose()
+
+    def access(self, model: LoadedModel, problems: list[Problem]) -> Access:
+        """The way to a model's servers; adds a problem for each reference that points nowhere."""
+        declared = model.declared
+        urls = tuple(_resolved(url, f"{model.name}.urls", problems) for url in declared.urls)
+        key = _resolved(declared.key, f"{model.name}.key", problems) if declared.key else ""
+        # Prices are the meter's; they may change without a new set of connections.
+        known = (model.name, replace(declared, price=()), (*urls, key))
+        if known not in self._accesses:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            self._accesses[known] = Access(Replicas(urls, declared.max_concurrency), headers)
+        return self._accesses[known]
+
+    def token_file(self, model: LoadedModel) -> TokenFile | None:
+        """The pinned tokeniser, read once. Raises BadTokenizer."""
+        if model.declared.tokenizer is None:
+            return None
+        path = str(model.folder / model.declared.tokenizer)
+        if path not in self._token_files:
+            self._token_files[path] = TokenFile(path)
+        return self._token_files[path]
+
+    async def _verify(self, model: Model, url: str, headers: Mapping[str, str]) -> str:
+        try:
+            async with asyncio.timeout(_VERIFY_TIMEOUT_S):
+                if model.kind == "openai":
+                    served, wanted = await served_models(self.wire, url, headers), _name_for_chat(model, None)
+                    return "" if wanted in served else f"{url} does not serve {wanted}"
+                model_id, revision = await served_model(self.wire, url, headers)
+        except (CallFault, TimeoutError) as error:
+            return f"{url} does not say what it serves: {error}"
+        if model_id != model.model_id:
+            return f"{url} serves {model_id}, not {model.model_id}"
+        if model.revision is not None and revision != model.revision:
+            return f"{url} serves revision {revision}, not {model.revision}"
+        return ""
+
+
+class LateRunner:
+    """A stage whose label tokens only the server knows: it is asked at the first item, and never again."""
+
+    def __init__(self, find: Callable[[], Awaitable[LabelIds]], make: Callable[[LabelIds], ChainRunner]) -> None:
+        self._find, self._make = find, make
+        self._runner: ChainRunner | None = None
+
+    async def run(self, item: Mapping[str, Any], meter: Meter) -> Finding:
+        """As ChainRunner's. Raises StageFailed also where the labels are no single tokens of this model."""
+        if self._runner is None:
+            self._runner = self._make(await self._find())
+        return await self._runner.run(item, meter)
+
+
+class _Building:
+    """One stage on its way to a runner; collects problems as it goes."""
+
+    def __init__(self, builder: ChainBuilder, stage: ChainStage, files: StageFiles, place: str) -> None:
+        if files.prompt is None or files.model is None:
+            raise ValueError("a chain stage is built with its prompt and its model")
+        self._builder, self._stage, self._files, self._place = builder, stage, files, place
+        self._prompt, self._model, self._declared = files.prompt, files.model, files.model.declared
+        self._problems: list[Problem] = []
+
+    def runner(self) -> Runner:
+        """Raises InvalidConfig."""
+        access = self._builder.access(self._model, self._problems)
+        tokens = self._token_file()
+        calibration = self._calibration()
+        self._check_counts()
+        ids = self._offline_ids(tokens)
+        if self._problems:
+            raise InvalidConfig(self._problems)
+        first = stage_prompt(self._prompt, self._declared.chat_format) | self._model_link(access, tokens)
+
+        def make(ids: LabelIds) -> ChainRunner:
+            parser = LabelParser(self._rules(ids, calibration))
+            return ChainRunner(self._stage, self._prompt.variables, first | parser)
+
+        return make(ids) if ids is not None else LateRunner(lambda: self._online_ids(access), make)
+
+    def _say(self, path: str, message: str, hint: str = "") -> None:
+        file = f"tasks/{self._files.task_name}/task.toml"
+        self._problems.append(Problem(file, f"{self._place}.{path}", message, hint))
+
+    def _text(self) -> str:
+        """The prompt of an empty item, as text."""
+        return to_text(self._prompt.messages({}), self._declared.chat_format)
+
+    def _sent(self, fill: str) -> str:
+        """What a door counts the tokens of, with every variable set to `fill`."""
+        turns = self._prompt.messages(dict.fromkeys(self._prompt.variables, fill))
+        if self._declared.kind == "openai":
+            return "".join(turn.content for turn in turns)
+        return to_text(turns, self._declared.chat_format)
+
+    def _token_file(self) -> TokenFile | None:
+        try:
+            return self._builder.token_file(self._model)
+        except BadTokenizer:
+            place, message = f"{self._model.name}.tokenizer", "there is no tokeniser in this file"
+            self._problems.append(Problem("models.toml", place, message, "the path is relative to the home folder"))
+            return None
+
+    def _calibration(self) -> Platt:
+        if self._stage.calibration is None:
+            return Platt()
+        if self._files.task.positive is None:
+            self._say("calibration", "a calibration is for tasks with a `positive` label")
+        try:
+            return read_calibration((self._files.folder / self._stage.calibration).read_bytes())
+        except (OSError, ValueError) as error:
+            file = f"tasks/{self._files.task_name}/{self._stage.calibration}"
+            hint = 'write {"method": "platt", "a": 1.0, "b": 0.0}'
+            self._problems.append(Problem(file, "", f"this is no calibration: {error}", hint))
+            return Platt()
+
+    def _check_counts(self) -> None:
+        labels, most = len(self._stage.labels), self._declared.max_top_n_tokens
+        if labels > most:
+            message = f"{labels} labels, but `{self._model.name}` returns at most {most} tokens"
+            self._say("labels", message, "raise max_top_n_tokens in models.toml where the server allows it")
+
+    def _offline_ids(self, tokens: TokenFile | None) -> LabelIds | None:
+        """None where only the server knows. A pinned tokeniser is asked for chat servers too: labels must be tokens."""
+        ids = None
+        if tokens is not None:
+            pairs = self._probes()
+            ids, wrong = label_ids(pairs, {text: tokens.ids(text) for pair in pairs.values() for text in pair})
+            for bad in wrong:
+                self._say(f"{bad.kind}.{bad.name}", str(bad), "a single letter is one token almost everywhere")
+        return by_text(self._stage) if self._declared.kind == "openai" else ids
+
+    async def _online_ids(self, access: Access) -> LabelIds:
+        """Raises StageFailed."""
+        pairs = self._probes()
+        ids = await self._tokenized({text for pair in pairs.values() for text in pair}, access)
+        found, wrong = label_ids(pairs, ids)
+        if wrong:
+            raise StageFailed("label_not_a_token", "; ".join(f"{bad.kind}.{bad.name}: {bad}" for bad in wrong))
+        return found
+
+    async def _tokenized(self, texts: set[str], access: Access) -> dict[str, list[int]]:
+        fault: CallFault | TimeoutError = NotConnected("there is no replica")
+        for url in access.replicas.urls:
+            try:
+                async with asyncio.timeout(self._stage.timeout_s):
+                    return {text: await tokenize(self._builder.wire, url, access.headers, text) for text in texts}
+            except (CallFault, TimeoutError) as caught:
+                fault = caught
+        reason = fault.reason if isinstance(fault, CallFault) else "model_timeout"
+        raise StageFailed(reason, str(fault)) from fault
+
+    def _probes(self) -> dict[tuple[str, str], tuple[str, str]]:
+        return probes(self._stage, self._text(), self._files.task.positive)
+
+    def _model_link(self, access: Access, tokens: TokenFile | None) -> Runnable[Any, Any]:
+        counter = TokenCounter(tokens, _common_start(self._sent("x"), self._sent("7")))
+        answer_tokens, top = (2 if self._stage.policies else 1), self._declared.max_top_n_tokens
+        if self._declared.kind == "openai":
+            return ChatServer(
+                model_name=_name_for_chat(self._declared, self._stage.adapter),
+                max_tokens=answer_tokens,
+                top_logprobs=top,
+                wire=self._builder.wire,
+                replicas=access.replicas,
+                metered=self._model.metered,
+                counter=counter,
+                headers=access.headers,
+            )
+        return tgi_llm(
+            self._builder.hub,
+            access.replicas,
+            self._model.metered,
+            counter,
+            access.headers,
+            max_new_tokens=answer_tokens,
+            top_n_tokens=top,
+            adapter=self._stage.adapter or self._declared.adapter,
+        )
+
+    def _rules(self, ids: LabelIds, calibration: Platt) -> LabelRules:
+        return LabelRules(
+            tokens=ids,
+            positive=self._files.task.positive,
+            calibration=calibration,
+            min_label_mass=self._stage.min_label_mass,
+            accept_above=self._stage.accept_above,
+        )
+
+
+def _name_for_chat(model: Model, adapter: str | None) -> str:
+    """Chat servers know an adapter as a model of its own."""
+    return adapter or model.adapter or model.model_id
+
+
+def _common_start(a: str, b: str) -> str:
+    return "".join(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _resolved(text: str, place: str, problems: list[Problem]) -> str:
+    try:
+        return resolve(text)
+    except UnresolvedReference as error:
+        problems.append(Problem("models.toml", place, str(error), error.hint))
+        return text
