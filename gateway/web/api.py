@@ -133,7 +133,7 @@ class Verbs:
         """
         exchange = exchange_of(request, self._doors.clock)
         task, wishes = self._task(request, exchange.caller), _wishes(request)
-        body = parse(self._batch_decoder, await read_body(request, self._settings), self._settings.max_depth)
+        body = parse(self._batch_decoder, await read_body(request, self._settings), self._settings)
         said = self._attributions(body)
         free = asyncio.Semaphore(self._settings.batch_concurrency)
 
@@ -150,7 +150,7 @@ class Verbs:
 
     async def _answer_one(self, request: AnyRequest, exchange: Exchange) -> Answer:
         task, wishes = self._task(request, exchange.caller), _wishes(request)
-        body = parse(self._invoke_decoder, await read_body(request, self._settings), self._settings.max_depth)
+        body = parse(self._invoke_decoder, await read_body(request, self._settings), self._settings)
         said = attribution(body.metadata, body.config)
         return await self._doors.engine.invoke(task, self._invocation(task, exchange, body.input, said, wishes))
 

@@ -50,6 +50,7 @@ class WebSettings(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 1_048_576
     body_timeout_s: float = 10.0
     max_depth: int = 32
+    max_values: int = 20_000
     batch_max: int = 100
     batch_concurrency: int = 16
     zone: ZoneInfo = ZoneInfo("UTC")

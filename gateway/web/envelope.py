@@ -9,11 +9,13 @@ from msgspec import Meta, Struct
 from gateway.core.errors import InvalidInput
 from gateway.core.inference import Attribution
 from gateway.core.loaded import LoadedTask
-from gateway.web.limits import deeper_than
+from gateway.web.doors import WebSettings
+from gateway.web.limits import deeper_than, more_values_than
 
 T = TypeVar("T")
 
 ECHO_CHARS = 80
+_MOST_ERRORS = 50
 _WHERE = re.compile(r" - at `(?P<path>\$[^`]*)`$")
 _QUOTED = re.compile(r"([`'])([^`']*)\1", re.DOTALL)
 
@@ -67,8 +69,10 @@ class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
     metadata: list[ItemMetadata] | ItemMetadata | None = None
 
 
-def parse(decoder: "msgspec.json.Decoder[T]", body: bytes, max_depth: int) -> T:
+def parse(decoder: "msgspec.json.Decoder[T]", body: bytes, settings: WebSettings) -> T:
     """The body as the decoder's type. Raises InvalidInput with the JSON path of what is wrong."""
+    if more_values_than(settings.max_values, body):
+        raise invalid("The body holds too many values.", ("$", f"holds more than {settings.max_values} values"))
     try:
         value = decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -78,9 +82,9 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes, max_depth: int) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise invalid("The body is not valid JSON in UTF-8.", ("$", "not valid JSON")) from None
     except RecursionError:
-        raise _too_deep(max_depth) from None
-    if deeper_than(max_depth, body):
-        raise _too_deep(max_depth)
+        raise _too_deep(settings.max_depth) from None
+    if deeper_than(settings.max_depth, body):
+        raise _too_deep(settings.max_depth)
     if b"\\u0000" in body and (path := _nul(msgspec.json.decode(body), "$")) is not None:
         # No database column and no C library downstream agrees on what NUL in a text means.
         raise invalid("Text must not hold NUL.", (path, "holds the character U+0000"))
@@ -88,11 +92,11 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes, max_depth: int) -> T:
 
 
 def check_input(task: LoadedTask, value: object) -> dict[str, Any]:
-    """The input as the task's schema wants it. Raises InvalidInput with every violation."""
+    """The input as the task's schema wants it. Raises InvalidInput with the violations, up to fifty."""
     if not isinstance(value, dict):
         raise invalid("The input does not fit the task.", ("$.input", "an input is a JSON object"))
     if violations := task.input.violations(value):
-        errors = ((f"$.input{path.removeprefix('$')}", message) for path, message in violations)
+        errors = ((f"$.input{path.removeprefix('$')}", message) for path, message in violations[:_MOST_ERRORS])
         raise invalid("The input does not fit the task's schema.", *errors)
     return value
 

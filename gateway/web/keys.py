@@ -91,7 +91,7 @@ class KeyPages:
     async def create_key(self, request: AnyRequest) -> Reply:
         """A new key for a team. The answer holds the secret; it cannot be had again."""
         exchange = exchange_of(request, self._doors.clock)
-        body = parse(self._new_decoder, await read_body(request, self._settings), self._settings.max_depth)
+        body = parse(self._new_decoder, await read_body(request, self._settings), self._settings)
         if body.expires_at is not None and body.expires_at <= self._doors.clock.now():
             raise invalid("The key would never work.", ("$.expires_at", "lies in the past"))
         created = await self._mint(body.team, frozenset(body.scopes), body.expires_at)
@@ -107,7 +107,7 @@ class KeyPages:
     async def rotate_key(self, request: AnyRequest) -> Reply:
         """A new key with the team and the scopes of an old one, which stops working after the overlap."""
         exchange = exchange_of(request, self._doors.clock)
-        body = parse(self._rotation_decoder, await read_body(request, self._settings), self._settings.max_depth)
+        body = parse(self._rotation_decoder, await read_body(request, self._settings), self._settings)
         now, old = self._doors.clock.now(), await self._doors.keys.find(request.path_params["key_id"])
         if old is None or not old.usable(now):
             raise NotFound("There is no such key in use.")

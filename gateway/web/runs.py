@@ -61,7 +61,7 @@ class RunPages:
     async def give_feedback(self, request: AnyRequest) -> Reply:
         """Say which label a run should have had, or comment on it. Feedback is added, never changed."""
         exchange = exchange_of(request, self._doors.clock)
-        body = parse(self._feedback_decoder, await read_body(request, self._settings), self._settings.max_depth)
+        body = parse(self._feedback_decoder, await read_body(request, self._settings), self._settings)
         if body.label is None and body.comment is None:
             raise invalid("Feedback says something.", ("$", "needs a label, a comment or both"))
         run = await self._run(request.path_params["task"], body.run_id, exchange.caller)

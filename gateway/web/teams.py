@@ -62,7 +62,7 @@ class TeamPages:
     async def create_team(self, request: AnyRequest) -> Reply:
         """A new team. Its name is what keys, quotas and reports know it by, and never changes."""
         exchange = exchange_of(request, self._doors.clock)
-        body = parse(self._decoder, await read_body(request, self._settings), self._settings.max_depth)
+        body = parse(self._decoder, await read_body(request, self._settings), self._settings)
         team = Team(body.name, self._doors.clock.now())
         await self._doors.teams.add(team)
         log.info("team_created", by_team=exchange.caller.team, by_key=exchange.caller.key_id, team=team.name)
