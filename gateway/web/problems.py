@@ -15,7 +15,7 @@ from gateway.web.reply import PROBLEM, Headers, Reply, json_reply
 
 log = structlog.get_logger()
 
-_TITLES: Mapping[str, str] = {
+TITLES: Mapping[str, str] = {
     "unauthenticated": "No valid key",
     "forbidden": "Not allowed",
     "unknown_task": "Unknown task",
@@ -65,7 +65,7 @@ def problem(error: GatewayError, request_id: str) -> dict[str, Any]:
     return {
         **error.extra,
         "type": f"urn:taskgate:problem:{error.code}",
-        "title": _TITLES.get(error.code, error.code),
+        "title": TITLES.get(error.code, error.code),
         "status": error.status,
         "detail": error.detail,
         "code": error.code,

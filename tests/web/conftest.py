@@ -1,7 +1,7 @@
 """The web layer behind a real server on a real socket, over ports in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from granian.constants import Interfaces
 from granian.server.embed import Server
 from in_memory import Memory
+from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from gateway.local.child import free_port
@@ -37,10 +38,12 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 @asynccontextmanager
-async def serving(settings: WebSettings | None = None, **doors: Any) -> AsyncIterator[Served]:
+async def serving(
+    settings: WebSettings | None = None, more: Sequence[HTTPRouteHandler] = (), **doors: Any
+) -> AsyncIterator[Served]:
     """A gateway of its own."""
     memory, port = Memory(), free_port()
-    app = create_app(memory.doors(**doors), settings or WebSettings())
+    app = create_app(memory.doors(**doors), settings or WebSettings(), more)
     server = Server(app, port=port, interface=Interfaces.ASGI, log_enabled=False, websockets=False)
     running = asyncio.create_task(server.serve())
     url = f"http://127.0.0.1:{port}"
