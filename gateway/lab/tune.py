@@ -143,23 +143,30 @@ def loss_of(model: torch.nn.Module, prefix: Sequence[int], batch: Batch, detail_
     return losses[:, 0].sum() + detail_weight * losses[:, 1:].sum()
 
 
-@torch.no_grad()
 def label_margins(
     model: torch.nn.Module, examples: Sequence[Example], tokens: AnswerTokens, positive: str, max_tokens: int = 2048
 ) -> list[float]:
     """Log-odds of the positive label against the likeliest other one, per example, at the first answer position."""
+    logits = label_logits(model, examples, tokens, max_tokens)
+    at = list(tokens.labels).index(positive)
+    rest = [i for i in range(len(tokens.labels)) if i != at]
+    margins: list[float] = (logits[:, at] - logits[:, rest].amax(1)).tolist()
+    return margins
+
+
+@torch.no_grad()
+def label_logits(
+    model: torch.nn.Module, examples: Sequence[Example], tokens: AnswerTokens, max_tokens: int = 2048
+) -> torch.Tensor:
+    """Logits (N, labels) of the label tokens at the first answer position, labels in the order of `tokens.labels`."""
     prefix = common_prefix(examples)
-    margins = [0.0] * len(examples)
-    good = tokens.labels[positive]
-    rest = [token for label, token in tokens.labels.items() if label != positive]
+    wanted = list(tokens.labels.values())
+    found = torch.zeros(len(examples), len(wanted))
     for indices in batches(examples, len(prefix), max_tokens, None):
         batch = collate([examples[i] for i in indices], len(prefix))
         cache = causal_lm.prefix_cache(model, prefix, len(indices))
-        logits = causal_lm.logits_at(model, cache, batch.ids, batch.at[:, :1])[:, 0]
-        odds = logits[:, good] - logits[:, rest].amax(1)
-        for i, value in zip(indices, odds.tolist(), strict=True):
-            margins[i] = value
-    return margins
+        found[indices] = causal_lm.logits_at(model, cache, batch.ids, batch.at[:, :1])[:, 0][:, wanted]
+    return found
 
 
 def learning_rate(config: TuneConfig, step: int, steps: int) -> float:

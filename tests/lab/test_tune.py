@@ -12,6 +12,7 @@ import torch
 from gateway.adapters import causal_lm
 from gateway.core.prompts import parse_prompt, to_text
 from gateway.lab.encode import Example, answer_tokens, batches, collate, common_prefix, ids_of, render
+from gateway.lab.labelled import LabelledTask, tune_labelled
 from gateway.lab.moderation import CHAT_FORMAT, LABELS, POLICIES, PROMPT, encode_rows, source_aucs
 from gateway.lab.rows import LabError, Row
 from gateway.lab.tune import CHECKPOINT, TuneConfig, export_checkpoint, label_margins, loss_of, tune
@@ -172,3 +173,17 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     """Neither config.json nor one GGUF: the error names the folder and says what it needs."""
     with pytest.raises(causal_lm.ModelFilesError, match="needs the one or the other"):
         causal_lm.load_base(tmp_path)
+
+
+def test_any_task_with_labels_can_be_tuned(tiny_base: Path, tmp_path: Path) -> None:
+    """A file of inputs and labels and a prompt are enough; a label without an answer is refused by name."""
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "v1.md").write_text("Which?\n---\n{{request}}")
+    data = tmp_path / "data.jsonl"
+    lines = [{"input": {"request": f"{kind} {i}"}, "label": kind} for i in range(20) for kind in ("dogs", "roofs")]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    task = LabelledTask(tmp_path, "p/v1", {"dogs": "A", "roofs": "B"})
+    folder = tune_labelled(msgspec.structs.replace(CONFIG, epochs=60), task, data, tiny_base, tmp_path / "run")
+    assert json.loads((folder / "training.json").read_text())["validation"]["accuracy"] == 1.0
+    with pytest.raises(LabError, match="labels without an answer: roofs"):
+        tune_labelled(CONFIG, task._replace(labels={"dogs": "A"}), data, tiny_base, tmp_path / "other")
