@@ -11,9 +11,9 @@ from litestar.handlers import BaseRouteHandler
 from msgspec import Struct
 
 from gateway.core.clock import Clock
-from gateway.core.errors import Forbidden, MethodNotAllowed, Unauthenticated
+from gateway.core.errors import Forbidden, MethodNotAllowed, QuotaExceeded, Unauthenticated
 from gateway.core.inference import Caller
-from gateway.core.keys import ApiKey, KeyStore, mint, parse, verify
+from gateway.core.keys import ApiKey, KeyStore, Presented, mint, parse, verify
 from gateway.web.contract import contract_of
 from gateway.web.exchange import AnyConnection, exchange_of, header
 from gateway.web.limits import FailureThrottle, address_of
@@ -37,10 +37,6 @@ class Keyring:
         self._store, self._clock = store, clock
         self._seen: dict[str, _Seen] = {}
         self._looking: dict[str, asyncio.Task[ApiKey | None]] = {}
-
-    def remembered(self, key_id: str) -> _Seen | None:
-        """What was last seen of a key, fresh or not."""
-        return self._seen.get(key_id)
 
     async def find(self, key_id: str) -> ApiKey | None:
         """The key, at most two seconds old. Raises Unavailable."""
@@ -75,6 +71,7 @@ class Doorkeeper:
     def __init__(self, keyring: Keyring, clock: Clock) -> None:
         self._keyring, self._clock = keyring, clock
         self._throttle = FailureThrottle(clock)
+        self._few = asyncio.Semaphore(4)
 
     async def __call__(self, connection: AnyConnection, route: BaseRouteHandler) -> None:
         if connection.scope.get("method") == "OPTIONS":
@@ -91,18 +88,26 @@ class Doorkeeper:
         exchange.caller = caller
 
     async def _caller(self, connection: AnyConnection) -> Caller:
-        presented = parse(_key_text(connection))
         address = address_of(connection)
-        seen = self._keyring.remembered(presented.id) if presented else None
-        if seen is None or seen.key is None:
-            # A key that was good before is looked up whatever its neighbours at the same address do.
-            self._throttle.check(address)
-        stored = await self._keyring.find(presented.id) if presented else None
+        wait_s = self._throttle.wait_s(address)
+        presented = parse(_key_text(connection))
+        stored = await self._find(presented, hurried=wait_s == 0) if presented else None
         caller = verify(presented, stored or _NOBODY, self._clock.now()) if presented else None
-        if caller is None:
-            self._throttle.failed(address)
-            raise Unauthenticated("Send a valid key as `Authorization: Bearer gk_…`.")
-        return caller
+        if caller is not None:
+            return caller
+        if wait_s > 0:
+            raise QuotaExceeded("Too many bad keys from this address.", retry_after_s=wait_s)
+        self._throttle.failed(address)
+        raise Unauthenticated("Send a valid key as `Authorization: Bearer gk_…`.")
+
+    async def _find(self, presented: Presented, *, hurried: bool) -> ApiKey | None:
+        """The stored key. Where bad keys pour in, look-ups go a few at a time: good keys from the same address, which
+        may be that of a proxy, wait for their turn but are never refused.
+        """
+        if hurried:
+            return await self._keyring.find(presented.id)
+        async with self._few:
+            return await self._keyring.find(presented.id)
 
 
 def _key_text(connection: AnyConnection) -> str:

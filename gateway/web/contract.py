@@ -12,6 +12,7 @@ from gateway.core.errors import (
     Forbidden,
     GatewayError,
     InvalidInput,
+    QuotaExceeded,
     SlowBody,
     TooLarge,
     Unauthenticated,
@@ -59,7 +60,7 @@ def contract(
     """The `opt` of a route handler. The errors that follow from scopes and body are added."""
     implied: list[type[GatewayError]] = []
     if scopes:
-        implied += [Unauthenticated, Forbidden, Unavailable]
+        implied += [Unauthenticated, Forbidden, QuotaExceeded, Unavailable]
     if body is not None:
         implied += [TooLarge, InvalidInput, SlowBody]
     every = tuple(dict.fromkeys((*implied, *errors)))

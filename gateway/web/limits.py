@@ -9,7 +9,7 @@ from litestar import Request
 from litestar.types import Receive
 
 from gateway.core.clock import Clock
-from gateway.core.errors import QuotaExceeded, SlowBody, TooLarge
+from gateway.core.errors import SlowBody, TooLarge
 from gateway.web.doors import WebSettings
 from gateway.web.exchange import AnyConnection, header
 
@@ -76,7 +76,7 @@ def deeper_than(depth: int, body: bytes) -> bool:
 class FailureThrottle:
     """A token bucket per client address for keys that did not prove anything. Bounded: the oldest address is forgotten.
 
-    In process only: it protects the key store from guessing, it is no quota.
+    In process only: it slows guessing and protects the key store, it is no quota.
     """
 
     def __init__(self, clock: Clock, burst: int = 20, per_s: float = 1.0, addresses: int = 4096) -> None:
@@ -84,10 +84,10 @@ class FailureThrottle:
         self._burst, self._per_s, self._addresses = burst, per_s, addresses
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def check(self, address: str) -> None:
-        """Raises QuotaExceeded where this address has failed too often of late."""
-        if (left := self._left(address)) < 1:
-            raise QuotaExceeded("Too many failed keys from this address.", retry_after_s=(1 - left) / self._per_s)
+    def wait_s(self, address: str) -> float:
+        """How long this address should wait before it presents another bad key; 0 where it need not."""
+        left = self._left(address)
+        return 0.0 if left >= 1 else (1 - left) / self._per_s
 
     def failed(self, address: str) -> None:
         """One more key from there was no good."""

@@ -1,12 +1,14 @@
 """Every error as application/problem+json (RFC 9457), from the one exception handler."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from litestar import Request
 from litestar.exceptions import HTTPException
+from litestar.utils.path import normalize_path
 
 from gateway.core.clock import Clock
 from gateway.core.errors import GatewayError, InvalidInput, MethodNotAllowed, NotFound
@@ -45,7 +47,10 @@ class Handler:
         error = _as_gateway_error(raised)
         if error.status >= 500:
             log.error("request_failed", code=error.code, request_id=exchange.request_id, exc_info=_unexpected(raised))
-        return problem_reply(error, exchange)
+        reply = problem_reply(error, exchange)
+        if error.status == 405:
+            reply.headers.append((b"allow", ", ".join(_allowed(request)).encode()))
+        return reply
 
 
 def problem_reply(error: GatewayError, exchange: Exchange) -> Reply:
@@ -85,6 +90,15 @@ def _as_gateway_error(raised: Exception) -> GatewayError:
             return MethodNotAllowed("This page does not answer that method.")
         return InvalidInput("The request is malformed.")
     return GatewayError("Something broke in the gateway; the request id finds it in the log.")
+
+
+def _allowed(request: Request[Any, Any, Any]) -> Iterator[str]:
+    """The methods that the page does answer, as the router knows them."""
+    path = normalize_path(request.scope["path"])
+    for method in ("DELETE", "GET", "POST"):
+        with suppress(HTTPException):
+            request.app.asgi_router.handle_routing(path=path, method=method)
+            yield method
 
 
 def _unexpected(raised: Exception) -> Exception | None:

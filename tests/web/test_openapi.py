@@ -82,6 +82,8 @@ async def test_what_no_route_answers_is_a_problem_too(served, method, path, stat
     assert (response.status_code, problem["code"], problem["status"]) == (status, code, status)
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"] == problem["request_id"]
+    if status == 405:
+        assert response.headers["allow"] == {"/tasks": "GET", "/health/live": "GET"}[path]
 
 
 async def test_the_document_names_every_route_and_every_code(served):
