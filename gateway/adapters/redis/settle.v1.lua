@@ -4,8 +4,8 @@
 -- ARGV  1 the reservation, 2 tokens, 3 cost: what was really used.
 -- Returns 1 when it settled, 0 when there was nothing left to settle.
 --
--- A window that has ended is left alone, and so is every other window. From a gcra counter only that part of the
--- estimate is given back which has not leaked away since: the rest would be taken from what others used later.
+-- A counter has its window in its key, so a late settlement touches no other window. From a gcra counter only that part
+-- of the estimate is given back which has not leaked away since: the rest would be taken from what others used later.
 
 local GRACE_MS = 3600000
 
@@ -16,10 +16,10 @@ local used = {tokens = tonumber(ARGV[2]), cost = tonumber(ARGV[3])}
 local settle = {}
 
 function settle.window(key, charge)
-  local ends_ms = charge.span + GRACE_MS
-  if ends_ms * 1000 <= now_us then return end
+  -- Long after the window this sets a counter that has ended already: nothing is left of it.
+  local ends_ms = string.format('%.0f', charge.span + GRACE_MS)
   local count = math.max(0, tonumber(redis.call('GET', key) or '0') + charge.difference)
-  redis.call('SET', key, string.format('%.0f', count), 'PXAT', string.format('%.0f', ends_ms))
+  redis.call('SET', key, string.format('%.0f', count), 'PXAT', ends_ms)
 end
 
 function settle.gcra(key, charge, taken_us)
