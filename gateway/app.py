@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -37,11 +37,17 @@ from gateway.settings import Settings
 from gateway.web.doors import Check, Doors, WebSettings
 from gateway.web.wiring import create_app
 
+if TYPE_CHECKING:
+    from gateway.adapters.chain_builder import ChainBuilder
+
 log = structlog.get_logger()
 
 
 class Stages:
-    """Core's Builder. A heavy adapter is imported only where a task uses it."""
+    """Core's Builder. Heavy adapters are imported only where a task uses them; chains share their doors."""
+
+    def __init__(self) -> None:
+        self._chains: ChainBuilder | None = None
 
     def schema(self, document: Any, file: str) -> Validator:
         """Compile a JSON schema."""
@@ -59,14 +65,24 @@ class Stages:
 
                 return build_cnn(stage, files, place)
             case ChainStage():
-                from gateway.adapters.chain import build_chain
+                return self._chain_builder().build(stage, files, place)
 
-                return build_chain(stage, files, place)
+    async def aclose(self) -> None:
+        """Close the connections to model servers."""
+        if self._chains is not None:
+            await self._chains.aclose()
+
+    def _chain_builder(self) -> "ChainBuilder":
+        if self._chains is None:
+            from gateway.adapters.chain_builder import ChainBuilder
+
+            self._chains = ChainBuilder()
+        return self._chains
 
 
-def load_registry(settings: Settings) -> Registry:
+def load_registry(settings: Settings, stages: Stages | None = None) -> Registry:
     """Everything under the home folder, built. Raises InvalidConfig with every problem."""
-    return load(settings.home_path, Stages())
+    return load(settings.home_path, stages or Stages())
 
 
 def create() -> Litestar:
@@ -90,7 +106,8 @@ class Process:
             raise InvalidConfig([Problem("environment", "GATEWAY_REDIS_URL", "this setting is missing", hint)])
         self._settings = settings
         self._clock = Clock(new_id=lambda: str(uuid_utils.uuid7()))
-        self._registry = load_registry(settings)
+        self._stages = Stages()
+        self._registry = load_registry(settings, self._stages)
         self._database = Database(settings.database)
         self._store = RedisStore(RedisSettings(url=settings.redis_url))
         self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
@@ -140,6 +157,7 @@ class Process:
             sweeping.cancel()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._engine.drain(), self._settings.drain_s)
+            await self._stages.aclose()
             await self._ledger.aclose()
             await self._store.close()
             await self._database.aclose()
@@ -206,4 +224,3 @@ def configure_logs(settings: Settings) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-
