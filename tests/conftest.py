@@ -1,7 +1,6 @@
 """Real servers and models that several test files share."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -62,13 +61,16 @@ async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
 @pytest.fixture(params=["sqlite", "postgres"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """URL of a migrated database that only this test uses, on either kind."""
-    from postgres import fresh_database
+    from postgres import fresh_database, migrated_template
 
     from gateway.adapters.sql.migrate import upgrade
 
-    async with AsyncExitStack() as stack:
+    if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'gateway.db'}"
-        if request.param == "postgres":
-            url = await stack.enter_async_context(fresh_database(request.getfixturevalue("postgres_server")))
         await upgrade(url, MIGRATIONS)
+        yield url
+        return
+    server = request.getfixturevalue("postgres_server")
+    template = await migrated_template(server, lambda url: upgrade(url, MIGRATIONS))
+    async with fresh_database(server, template) as url:
         yield url

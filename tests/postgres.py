@@ -9,7 +9,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,11 +38,24 @@ def running_postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+async def migrated_template(server: str, migrate: Callable[[str], Awaitable[None]]) -> str:
+    """Name of a database that was migrated once: copies of it are made faster than migrations run."""
+    connection = await asyncpg.connect(server)
+    try:
+        there = await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = 'migrated'")
+    finally:
+        await connection.close()
+    if there is None:
+        await _execute(server, "CREATE DATABASE migrated")
+        await migrate(database_of(server, "migrated"))
+    return "migrated"
+
+
 @asynccontextmanager
-async def fresh_database(server: str) -> AsyncIterator[str]:
-    """URL of a new, empty database on a server; dropped afterwards, with whoever is still connected."""
+async def fresh_database(server: str, template: str = "template1") -> AsyncIterator[str]:
+    """URL of a new database on a server; dropped afterwards, with whoever is still connected."""
     name = f"test_{secrets.token_hex(6)}"
-    await _execute(server, f"CREATE DATABASE {name}")
+    await _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield database_of(server, name)
     finally:

@@ -110,7 +110,7 @@ class Database:
                 yield connection
         except IntegrityError:
             raise
-        except (SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        except (SQLAlchemyError, asyncpg.PostgresError, UnicodeError, OSError, TimeoutError) as error:
             if _is_bad_text(error):
                 raise InvalidInput("The text holds characters that cannot be stored.") from error
             log.warning("database_unavailable", error=type(error).__name__)

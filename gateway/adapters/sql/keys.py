@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import RowMapping, case, insert, select, update
+from sqlalchemy import RowMapping, case, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.tables import api_key
+from gateway.adapters.sql.types import Instant
 from gateway.core.errors import NotFound
 from gateway.core.keys import ApiKey
 
@@ -51,9 +52,8 @@ class SqlKeys:
 
     async def revoke(self, key_id: str, at: datetime) -> None:
         """From `at` on the key is refused; of two revocations the earlier counts. Raises NotFound, Unavailable."""
-        already = api_key.c.revoked_at <= at
-        change = update(api_key).where(api_key.c.id == key_id)
-        change = change.values(revoked_at=case((already, api_key.c.revoked_at), else_=at))
+        earlier = case((api_key.c.revoked_at <= at, api_key.c.revoked_at), else_=literal(at, Instant))
+        change = update(api_key).where(api_key.c.id == key_id).values(revoked_at=earlier)
         async with self._database.begin() as connection:
             changed = await connection.execute(change)
         if changed.rowcount == 0:
