@@ -126,13 +126,18 @@ def export(
     return folder
 
 
-def export_checkpoint(config: TuneConfig, base: Path, out: Path, facts: Mapping[str, Any], folder: Path) -> Path:
-    """The adapter as it stands in the last checkpoint of a run that goes on, or that was stopped."""
-    tuned = causal_lm.add_lora(causal_lm.load_base(base), config.rank, config.alpha, config.from_layer)
+def export_checkpoint(base: Path, out: Path, folder: Path) -> Path:
+    """The adapter as it stands in the last checkpoint of run folder `out`, which may go on or have been stopped.
+
+    Config and facts are those of the checkpoint; `training.json` says how many steps of how many it has seen.
+    """
     state = _read_checkpoint(out / CHECKPOINT)
-    optimizer = MasterAdamW(_trainable(tuned), config.learning_rate, config.weight_decay)
-    optimizer.restore(state["optimizer"])
-    return export(tuned, folder, config, {**facts, "steps": state["step"]}, state.get("validation", {}))
+    identity = state["identity"]
+    config = msgspec.convert(identity["config"], TuneConfig)
+    tuned = causal_lm.add_lora(causal_lm.load_base(base), config.rank, config.alpha, config.from_layer)
+    MasterAdamW(_trainable(tuned), config.learning_rate, config.weight_decay).restore(state["optimizer"])
+    facts = {**identity["facts"], "steps": state["step"], "steps_planned": identity["steps"]}
+    return export(tuned, folder, config, facts, state["validation"])
 
 
 def loss_of(model: torch.nn.Module, prefix: Sequence[int], batch: Batch, detail_weight: float) -> torch.Tensor:

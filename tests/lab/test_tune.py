@@ -164,7 +164,7 @@ def test_an_export_has_no_machine_path(tiny_base: Path, examples: list[Example],
     assert config["base_model_name_or_path"] == CONFIG.base_name
     texts = [(folder / n).read_text() for n in ("adapter_config.json", "training.json")]
     assert not any(str(tiny_base) in text or str(tmp_path) in text for text in texts)
-    again = export_checkpoint(CONFIG, tiny_base, tmp_path / "run", FACTS, tmp_path / "again")
+    again = export_checkpoint(tiny_base, tmp_path / "run", tmp_path / "again")
     weights = "adapter_model.safetensors"
     assert (again / weights).read_bytes() == (folder / weights).read_bytes()
 
