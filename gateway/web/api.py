@@ -57,6 +57,17 @@ AnyRequest = Request[Any, Any, Any]
 Each = TypeVar("Each", Config, ItemMetadata)
 
 _IDEMPOTENCY_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+_LINKS = {
+    "run": {
+        "operationId": "show_run",
+        "parameters": {"task": "$request.path.task", "run_id": "$response.body#/metadata/run_id"},
+    },
+    "feedback": {
+        "operationId": "give_feedback",
+        "parameters": {"task": "$request.path.task"},
+        "requestBody": {"run_id": "$response.body#/metadata/run_id", "comment": "Thank you."},
+    },
+}
 _FAILURES = (UnknownTask, Conflict, QuotaExceeded, BudgetExceeded, CascadeExhausted, Overloaded)
 
 
@@ -92,7 +103,7 @@ class Verbs:
 
     def routes(self) -> Sequence[HTTPRouteHandler]:
         """The handlers with their paths and contracts."""
-        invoke = contract("invoke", body=InvokeBody, answer=InvokeAnswer, errors=_FAILURES)
+        invoke = contract("invoke", body=InvokeBody, answer=InvokeAnswer, errors=_FAILURES, links=_LINKS)
         batch = contract("invoke", body=BatchBody, answer=BatchAnswer, errors=(UnknownTask,))
         stream = contract("invoke", body=InvokeBody, answer=str, media_type="text/event-stream", errors=_FAILURES)
         return (

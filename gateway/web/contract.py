@@ -3,6 +3,7 @@
 Every route carries one. The guard enforces its scopes, the OpenAPI document and docs/api.md are made from it.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from litestar.handlers import BaseRouteHandler
@@ -32,7 +33,7 @@ class Query(Struct, frozen=True):
 
 
 class Contract(Struct, frozen=True, kw_only=True):
-    """`scopes`: one of them is enough; none means that the route is public."""
+    """`scopes`: one is enough, none means that the route is public. `links` say where an answer leads (OpenAPI)."""
 
     scopes: frozenset[str]
     answer: Any
@@ -41,6 +42,7 @@ class Contract(Struct, frozen=True, kw_only=True):
     media_type: str = "application/json"
     errors: tuple[type[GatewayError], ...] = ()
     query: tuple[Query, ...] = ()
+    links: Mapping[str, Any] = {}
 
     @property
     def public(self) -> bool:
@@ -56,6 +58,7 @@ def contract(
     media_type: str = "application/json",
     errors: tuple[type[GatewayError], ...] = (),
     query: tuple[Query, ...] = (),
+    links: Mapping[str, Any] | None = None,
 ) -> dict[str, Contract]:
     """The `opt` of a route handler. The errors that follow from scopes and body are added."""
     implied: list[type[GatewayError]] = []
@@ -73,6 +76,7 @@ def contract(
             media_type=media_type,
             errors=every,
             query=query,
+            links=links or {},
         )
     }
 

@@ -123,7 +123,8 @@ def _query_parameters(promised: Contract) -> Iterator[dict[str, Any]]:
 
 def _responses(promised: Contract, schemas: Mapping[Any, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     content = {promised.media_type: {"schema": schemas[promised.answer]}}
-    yield str(promised.status), {"description": "Done.", "content": content}
+    good: dict[str, Any] = {"description": "Done.", "content": content}
+    yield str(promised.status), good | ({"links": promised.links} if promised.links else {})
     by_status: dict[int, list[type[GatewayError]]] = {}
     for error in promised.errors:
         by_status.setdefault(error.status, []).append(error)
