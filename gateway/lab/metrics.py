@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 from scipy.stats import binomtest, norm, rankdata
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from gateway.lab.rows import LabError
 
@@ -21,6 +21,8 @@ Bools = npt.NDArray[np.bool_]
 Statistic = Callable[[Bools, Floats], float]
 
 CONFIDENCE = 0.95
+PRODUCTION_PREVALENCE = 0.015
+"""Share of violations in the stream of messages that the task serves."""
 _Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
 BINS = 10
 
@@ -146,7 +148,7 @@ def weights(truth: Bools, prevalence: float | None) -> Floats:
     if prevalence is None:
         return np.ones(len(truth))
     share = truth.mean()
-    return np.where(truth, prevalence / share, (1 - prevalence) / (1 - share))
+    return np.asarray(np.where(truth, prevalence / share, (1 - prevalence) / (1 - share)), float)
 
 
 def proportion(hits: int, of: int, *, exact: bool = False) -> Interval | None:
@@ -218,12 +220,25 @@ def calibration_error(truth: Bools, probabilities: Floats, prevalence: float | N
     return sum(b.weight * abs(b.score - b.share) for b in reliability(truth, probabilities, prevalence))
 
 
-def best_f1_threshold(truth: Bools, scores: Floats) -> float:
-    """The score from which on flagging makes F1 largest; the highest such score on a tie."""
+def roc_points(truth: Bools, scores: Floats) -> list[tuple[float, float]]:
+    """(false positive rate, recall) from the strictest threshold to the laxest."""
+    x, y, _ = roc_curve(truth, scores)
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def precision_recall_points(truth: Bools, scores: Floats) -> list[tuple[float, float]]:
+    """(recall, precision) from the laxest threshold to the strictest."""
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    return list(zip(recall.tolist(), precision.tolist(), strict=True))
+
+
+def best_f1_threshold(truth: Bools, scores: Floats, prevalence: float | None = None) -> float:
+    """The score from which on flagging makes F1 largest, re-weighted to `prevalence`; the highest such on a tie."""
     truth, scores = checked(truth, scores)
     order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(truth) + 1) + truth.sum())
+    weight = weights(truth, prevalence)[order]
+    hits = np.cumsum(weight * truth[order])
+    f1 = 2 * hits / (np.cumsum(weight) + hits[-1])
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)
     best = int(np.argmax(np.where(last_of_tie, f1, -1.0)))
     return float(scores[order][best])

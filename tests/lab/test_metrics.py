@@ -142,3 +142,9 @@ def test_what_cannot_be_measured_says_why(truth: list[bool], scores: list[float]
     """Empty, one class, NaN, unequal lengths: an error of words, never a number."""
     with pytest.raises(LabError, match=says):
         metrics.checked(truth, scores)
+
+
+def test_the_best_f1_threshold_rises_as_violations_get_rarer() -> None:
+    """Where violations are rare, the threshold that was best on a balanced set flags too much."""
+    truth, scores = sample(2000, 1.5, 0.5)
+    assert metrics.best_f1_threshold(truth, scores, 0.01) > metrics.best_f1_threshold(truth, scores) + 0.3
