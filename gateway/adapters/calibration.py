@@ -16,13 +16,16 @@ from gateway.adapters.model_port import Position
 class Platt(Struct, frozen=True, tag_field="method", tag="platt"):
     """score = sigmoid(a · log-odds + b). Further keys of the file are notes of whoever fitted it."""
 
-    a: float = 1.0
-    b: float = 0.0
+    a: float
+    b: float
 
     def score(self, log_odds: float) -> float:
         """A probability in [0, 1]; never NaN, also for odds beyond the range of floats."""
         x = self.a * log_odds + self.b
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(max(x, -700)) / (1 + math.exp(max(x, -700)))
+
+
+UNCALIBRATED = Platt(1.0, 0.0)
 
 
 def read_calibration(text: bytes) -> Platt:

@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from msgspec import Struct
 from pydantic import ConfigDict
 
-from gateway.adapters.calibration import Platt, label_logprobs, log_odds, softmax
+from gateway.adapters.calibration import UNCALIBRATED, Platt, label_logprobs, log_odds, softmax
 from gateway.adapters.label_ids import LabelIds
 from gateway.adapters.model_port import ASK, Ask, Reply, reply_of, unobserved
 from gateway.core.cascade import Finding, StageFailed
@@ -73,7 +73,7 @@ class LabelRules(Struct, frozen=True, kw_only=True):
 
     tokens: LabelIds
     positive: str | None = None
-    calibration: Platt = Platt()
+    calibration: Platt = UNCALIBRATED
     min_label_mass: float = 0.0
     accept_above: float | None = None
 

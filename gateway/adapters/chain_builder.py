@@ -9,7 +9,7 @@ from langchain_core.runnables import Runnable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.adapters.calibration import Platt, read_calibration
+from gateway.adapters.calibration import UNCALIBRATED, Platt, read_calibration
 from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules, stage_prompt
 from gateway.adapters.label_ids import LabelIds, by_text, label_ids, probes
 from gateway.adapters.model_port import CallFault, NotConnected
@@ -165,7 +165,7 @@ class _Building:
 
     def _calibration(self) -> Platt:
         if self._stage.calibration is None:
-            return Platt()
+            return UNCALIBRATED
         if self._files.task.positive is None:
             self._say("calibration", "a calibration is for tasks with a `positive` label")
         try:
@@ -174,7 +174,7 @@ class _Building:
             file = f"tasks/{self._files.task_name}/{self._stage.calibration}"
             hint = 'write {"method": "platt", "a": 1.0, "b": 0.0}'
             self._problems.append(Problem(file, "", f"this is no calibration: {error}", hint))
-            return Platt()
+            return UNCALIBRATED
 
     def _check_counts(self) -> None:
         labels, most = len(self._stage.labels), self._declared.max_top_n_tokens

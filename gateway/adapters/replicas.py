@@ -95,10 +95,11 @@ class Replicas:
                     return await _try(ask, model, replica, send, input_tokens, output_tokens)
                 except CallFault as caught:
                     fault = caught
-            tried.add(replica)
-            if not fault.again:
+            gone = isinstance(fault, NotConnected)
+            if not fault.again or (gone and replica in tried):
                 break
-            if not isinstance(fault, NotConnected):
+            tried.add(replica)
+            if not gone:
                 tries += 1
                 if tries <= ask.retries and not await self._pause(ask, fault, tried, tries):
                     break
