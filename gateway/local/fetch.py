@@ -41,7 +41,7 @@ def fetch_model(cache: Path, console: Console | None = None) -> Path:
             _publish(_obtain(Path(scratch)), Path(scratch) / "model", folder)
     except OSError as error:
         raise FetchFailed(
-            f"cannot write the model to {cache}: {error}. Set GATEWAY_CACHE to another folder."
+            f"cannot write the model to {cache}: {error}. Set GATEWAY_CACHE_DIR to another folder."
         ) from error
     return folder
 

@@ -322,8 +322,9 @@ async def test_overload_and_leaving(small_server: str) -> None:
             http.stream("POST", "/generate_stream", json=endless) as one,
             http.stream("POST", "/generate_stream", json=endless) as two,
         ):
-            await anext(one.aiter_lines())
-            await anext(two.aiter_lines())
+            # Held on to: a line iterator that is collected closes its connection.
+            lines = [one.aiter_lines(), two.aiter_lines()]
+            await asyncio.gather(*(anext(each) for each in lines))
             refused = await http.post("/generate", json={"inputs": "x", "parameters": {"max_new_tokens": 1}})
             assert refused.status_code == 429
             assert refused.json() == {"error": "Model is overloaded", "error_type": "overloaded"}

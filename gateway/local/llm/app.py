@@ -133,9 +133,11 @@ async def info(request: AnyRequest) -> Response[Any]:
 
 
 @get("/health")
-async def health() -> Response[None]:
-    """200 while the server answers: it listens only once the model is loaded."""
-    return Response(None)
+async def health(request: AnyRequest) -> Response[Any]:
+    """200 while generations are served; it listens only once the model is loaded."""
+    if _serving(request).desk.open:
+        return Response(None)
+    return _json(WireError("unhealthy", "healthcheck"), status=503)
 
 
 @get("/metrics")

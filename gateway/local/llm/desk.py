@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from gateway.local.llm.engine import Engine
 from gateway.local.llm.jobs import Dropped, Event, Failed, Generation, Job, Step, is_last
-from gateway.local.llm.metrics import Metrics
 from gateway.local.llm.refusals import ClientGone, GenerationFailed, Overloaded
 
 
@@ -69,8 +68,8 @@ class Ticket:
 class Desk:
     """Hands out tickets, at most `max_concurrent` at a time. Lives on one event loop."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, max_concurrent: int) -> None:
-        self._engine, self._metrics, self._free = engine, metrics, max_concurrent
+    def __init__(self, engine: Engine, max_concurrent: int) -> None:
+        self._engine, self._free = engine, max_concurrent
 
     def admit(self, generation: Generation) -> Ticket:
         """Start a generation, or raise Overloaded at once. Its place is free again when the engine is done with it."""
@@ -92,9 +91,10 @@ class Desk:
         self._engine.submit(job)
         return Ticket(job, events)
 
-    def refused(self, error_type: str) -> None:
-        """Count a request that ended before it reached the engine."""
-        self._metrics.refused(error_type)
+    @property
+    def open(self) -> bool:
+        """False where no generation can be served any more."""
+        return self._engine.works
 
 
 async def unless_gone(result: Awaitable[Result], left: Awaitable[None]) -> Result:

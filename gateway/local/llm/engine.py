@@ -67,6 +67,11 @@ class Engine:
         """Begin to work."""
         self._thread.start()
 
+    @property
+    def works(self) -> bool:
+        """False once the engine has ended, for whatever reason."""
+        return self._open and self._thread.is_alive()
+
     def stop(self) -> None:
         """End: what waits or runs fails. Returns when the thread has ended."""
         self._inbox.put(None)
@@ -74,12 +79,23 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Hand a job over; its events come from the engine's thread. Safe from any thread."""
+        if not self._open:
+            self._end(job, Failed("the server is stopping"), "stopped")
+            return
         self._inbox.put(job)
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._open:
-                self._turn()
+        try:
+            with torch.inference_mode():
+                while self._open:
+                    self._turn()
+        except Exception:
+            # A defect of the engine's own: whoever waits must hear of it, and `/health` tells the rest.
+            log.exception("engine_broke")
+        self._open = False
+        while not self._inbox.empty():
+            if job := self._inbox.get():
+                self._waiting.append(job)
         for job in (*self._waiting, *(row.job for batch in self._batches.values() for row in batch.rows)):
             self._end(job, Failed("the server is stopping"), "stopped")
 

@@ -85,7 +85,7 @@ def load(model: Path, adapters: Mapping[str, Path], options: Options) -> Litesta
     engine = Engine(models, text, metrics, Limits(prefix_tokens=options.prefix_tokens))
     bounds = _bounds(options, models[""], frozenset(adapters))
     serving = Serving(
-        desk=Desk(engine, metrics, options.max_concurrent_requests),
+        desk=Desk(engine, options.max_concurrent_requests),
         text=text,
         bounds=bounds,
         info=_info(model, adapters, options, bounds, dtype),
