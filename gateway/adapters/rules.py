@@ -7,9 +7,9 @@ import re2  # type: ignore[import-untyped]
 
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.config import construct, read_toml
+from gateway.core.loaded import StageFiles
 from gateway.core.meter import Meter
 from gateway.core.problems import InvalidConfig, Problem, did_you_mean
-from gateway.core.registry import StageFiles
 from gateway.core.task import Declared, Name, RulesStage
 from gateway.core.text import fold
 

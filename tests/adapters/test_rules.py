@@ -8,8 +8,8 @@ import pytest
 
 from gateway.adapters.rules import RulesRunner, build_rules
 from gateway.core.cascade import Finding, StageFailed
+from gateway.core.loaded import StageFiles
 from gateway.core.problems import InvalidConfig
-from gateway.core.registry import StageFiles
 from gateway.core.task import Policy, RulesStage, Task
 
 SHIPPED = Path(__file__).parents[2] / "tasks" / "message-moderation"
