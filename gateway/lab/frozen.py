@@ -83,16 +83,13 @@ def build_frozen(sources: Path, corpus: Path, out: Path) -> dict[str, Any]:
 
 
 def held_out_pools(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Test rows by source and label in their frozen order: no twins among them, and none of a reserve in training."""
+    """Test rows by source and label in their frozen order: no twins among them, and none in any training row."""
     parts: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda r: unit(r.id, SEED)):
         parts[row.split].append(row)
-    reserved_sources = {r.source for r in parts["reserve"]}
-    # Trained rows go first only where a reserve was cut out of them: the mix has kept clear of the test splits already.
-    trained = [r for r in parts["train"] if r.source in reserved_sources]
-    fresh = _without_twins(trained, parts["reserve"])
+    fresh = _without_twins(parts["train"], [*parts["test"], *parts["reserve"]])
     pools: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in _without_twins([], [*parts["test"], *fresh]):
+    for row in fresh:
         pools[row.source, row.label].append(row)
     return pools
 
