@@ -55,7 +55,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
     previous = read_previous(loaded.folder) if "previous" in config.systems else None
     choice = prompted_llm.read(loaded.folder) if "prompted" in config.systems else None
     tuned = read_all(loaded.asked(config.base, config.adapter), rows, config.readings, threads=config.threads)
-    base = choice and read_all(choice.asked(loaded, config.base), rows, config.readings, threads=config.threads)
+    base = None
+    if choice is not None:
+        base = read_all(choice.asked(loaded, config.base), rows, config.readings, threads=config.threads)
     predictions = asyncio.run(predict(loaded, rows, tuned, prompted=base, previous=previous))
     about = {
         "task": config.task,

@@ -11,21 +11,13 @@ from gateway.adapters.calibration import label_logprobs
 from gateway.core.cascade import Finding, Outcome, StageFailed
 from gateway.core.inference import Attempt
 from gateway.core.task import ChainStage, CnnStage, RulesStage
-from gateway.lab.previous import Previous
+from gateway.lab.previous import Previous, Said
 from gateway.lab.readings import Reading, row_key
 from gateway.lab.rows import CORPUS, MARKETPLACE_DEV, Row, read_jsonl
 from gateway.lab.systems import Loaded, decide, findings, recorded_chain
 
 FILE = "predictions.jsonl"
 _RULE_RANK, _HELD_RANK = 2.0, 1.0
-
-
-class PreviousSaid(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Rules OR CNN, at the old threshold."""
-
-    score: float
-    flagged: bool
-    rules: tuple[str, ...] = ()
 
 
 class Decided(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,7 +54,7 @@ class Prediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     llm_policy: str | None = None
     llm_input_tokens: int = 0
     prompted: float | None = None
-    previous: PreviousSaid | None = None
+    previous: Said | None = None
 
     @property
     def synthetic(self) -> bool:
@@ -84,13 +76,14 @@ async def predict(
     for step in loaded.task.steps:
         runner = recorded_chain(loaded, tuned) if isinstance(step.stage, ChainStage) else step.runner
         found.append(await findings(runner, rows, step.stage.name))
-    old = await previous.judge(rows) if previous is not None else [None] * len(rows)
+    old: Sequence[Said | None] = [None] * len(rows)
+    if previous is not None:
+        old = await previous.judge(rows)
     predictions = []
     for i, row in enumerate(rows):
         of_row = [column[i] for column in found]
         outcome = await decide(loaded.task.declared, stages, of_row)
         reading, platt = tuned[row_key(row)], loaded.platt()
-        old_row = old[i]
         predictions.append(
             Prediction(
                 id=row.id,
@@ -107,7 +100,7 @@ async def predict(
                 llm_policy=reading.policy,
                 llm_input_tokens=reading.input_tokens,
                 prompted=None if prompted is None else round(prompted[row_key(row)].margin(loaded.positive), 5),
-                previous=old_row and PreviousSaid(score=old_row.score, flagged=old_row.flagged, rules=old_row.rules),
+                previous=old[i],
                 cascade=decided(outcome, loaded.positive),
             )
         )

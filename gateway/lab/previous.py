@@ -23,12 +23,12 @@ FILE = "system.toml"
 _RULE_HIT = 1.0
 
 
-class Said(Struct, frozen=True, kw_only=True):
+class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`score` ranks rows: a rule hit stands above every CNN score."""
 
     score: float
     flagged: bool
-    rules: tuple[str, ...]
+    rules: tuple[str, ...] = ()
 
 
 class Previous(Struct, frozen=True):

@@ -48,12 +48,20 @@ class Prompted(Struct, frozen=True, kw_only=True):
         return _asked(loaded, base, self.prompt, self.labels)
 
 
-def choose(loaded: Loaded, base: Path, rows: Sequence[Row], cache: Path, *, threads: int = 1) -> Prompted:
+def choose(
+    loaded: Loaded,
+    base: Path,
+    rows: Sequence[Row],
+    cache: Path,
+    *,
+    candidates: Mapping[str, Mapping[str, str]] = CANDIDATES,
+    threads: int = 1,
+) -> Prompted:
     """Read the validation rows with every candidate; the best macro mean of AUCs within sources wins."""
     best: tuple[float, str, metrics.Floats] | None = None
     truth = np.array([row.label == loaded.positive for row in rows])
     found: dict[str, float] = {}
-    for name, labels in CANDIDATES.items():
+    for name, labels in candidates.items():
         prompt = f"{loaded.task.name}/{name}"
         readings = read_all(_asked(loaded, base, prompt, labels), rows, cache, threads=threads)
         margins = np.array([readings[row_key(row)].margin(loaded.positive) for row in rows])
@@ -63,7 +71,7 @@ def choose(loaded: Loaded, base: Path, rows: Sequence[Row], cache: Path, *, thre
     assert best is not None, "there are candidates"
     return Prompted(
         prompt=f"{loaded.task.name}/{best[1]}",
-        labels=dict(CANDIDATES[best[1]]),
+        labels=dict(candidates[best[1]]),
         threshold=round(metrics.best_f1_threshold(truth, best[2], metrics.PRODUCTION_PREVALENCE), 5),
         validation_auc=found,
         validation_rows=len(rows),

@@ -4,6 +4,7 @@ Every stage is run by the adapter that serves it, the LLM's on log-probs that we
 (`readings`). The cascade is the gateway's, with the task's own thresholds.
 """
 
+import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from msgspec import Struct, structs
 from rich.progress import track
 
-from gateway.adapters.calibration import Platt, read_calibration
+from gateway.adapters.calibration import UNCALIBRATED, Platt, read_calibration
 from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules
+from gateway.adapters.label_ids import LabelIds
 from gateway.adapters.model_port import Answer
 from gateway.adapters.schema import Schema
 from gateway.core import cascade, registry
@@ -33,7 +35,8 @@ from gateway.lab.rows import LabError, Row
 
 _IDS = itertools.count()
 _CLOCK = Clock(new_id=lambda: str(next(_IDS)))
-_BATCH = 256
+_AT_ONCE = 64
+_WORTH_A_BAR = 20
 
 
 class Loaded(Struct, frozen=True):
@@ -75,7 +78,7 @@ class Loaded(Struct, frozen=True):
     def platt(self) -> Platt:
         """The calibration of the LLM stage; the plain logistic where it has none. Raises LabError."""
         if self.chain.calibration is None:
-            return Platt()
+            return UNCALIBRATED
         path = self.folder / self.chain.calibration
         try:
             return read_calibration(path.read_bytes())
@@ -111,23 +114,27 @@ def item_of(row: Row) -> dict[str, Any]:
 
 
 async def findings(runner: Runner, rows: Sequence[Row], what: str) -> list[Finding | StageFailed]:
-    """What a stage finds of each row, or how it failed."""
+    """What a stage finds of each row, or how it failed; many at once, as in serving."""
     meter = offline_meter()
+    starts = range(0, len(rows), _AT_ONCE)
     found: list[Finding | StageFailed] = []
-    for row in track(rows, f"{what}: {len(rows)} rows", disable=len(rows) < _BATCH):
-        try:
-            found.append(await runner.run(item_of(row), meter))
-        except StageFailed as failed:
-            found.append(failed)
+    for start in track(starts, f"{what}: {len(rows)} rows", disable=len(starts) < _WORTH_A_BAR):
+        found += await asyncio.gather(*(_found(runner, row, meter) for row in rows[start : start + _AT_ONCE]))
     return found
+
+
+async def _found(runner: Runner, row: Row, meter: Meter) -> Finding | StageFailed:
+    try:
+        return await runner.run(item_of(row), meter)
+    except StageFailed as failed:
+        return failed
 
 
 def recorded_chain(loaded: Loaded, readings: Mapping[str, Reading]) -> ChainRunner:
     """The chain stage as it serves, over a model that answers from `readings`. Raises LabError."""
     stage = loaded.chain
     rules = LabelRules(
-        labels={label: label for label in stage.labels},
-        policies={policy: policy for policy in stage.policies},
+        tokens=LabelIds({label: label for label in stage.labels}, {policy: policy for policy in stage.policies}),
         positive=loaded.positive,
         calibration=loaded.platt(),
         min_label_mass=stage.min_label_mass,

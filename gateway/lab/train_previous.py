@@ -63,7 +63,7 @@ def best_threshold(folder: Path, rows: Sequence[Row]) -> float:
 def _set_threshold(folder: Path, threshold: float) -> None:
     path = folder / FILE
     document = tomlkit.parse(path.read_text("utf-8"))
-    for stage in document["stage"]:  # type: ignore[union-attr]
+    for stage in document["stage"]:
         if stage["kind"] == "cnn":
             stage["accept_above"] = threshold
     path.write_text(tomlkit.dumps(document), "utf-8")
