@@ -99,7 +99,7 @@ def read_label(reply: Reply, rules: LabelRules) -> Finding:
         raise StageFailed("model_answer_invalid", "no log-probabilities")
     found = label_logprobs(reply.positions[0], rules.tokens.labels)
     if found.mass < rules.min_label_mass:
-        raise StageFailed("low_label_mass", f"the labels hold {found.mass:.3f} of the probability")
+        raise StageFailed("low_label_mass", f"the labels hold {found.mass:.3f} of the probability", found.mass)
     if rules.positive is not None:
         score = rules.calibration.score(log_odds(found.by_label, rules.positive))
         return Finding(score=score, label_mass=found.mass, output=_policies(reply, rules))

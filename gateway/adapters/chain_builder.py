@@ -129,6 +129,8 @@ class _Building:
         tokens = self._token_file()
         calibration = self._calibration()
         self._check_counts()
+        if self._stage.answer != "label":
+            self._say("answer", "this version answers with labels only", 'leave it out, or write answer = "label"')
         ids = self._offline_ids(tokens)
         if self._problems:
             raise InvalidConfig(self._problems)
@@ -213,7 +215,7 @@ class _Building:
         raise StageFailed(reason, str(fault)) from fault
 
     def _probes(self) -> dict[tuple[str, str], tuple[str, str]]:
-        return probes(self._stage, self._text(), self._files.task.positive)
+        return probes(self._stage, self._text())
 
     def _model_link(self, access: Access, tokens: TokenFile | None) -> Runnable[Any, Any]:
         counter = TokenCounter(tokens, _common_start(self._sent("x"), self._sent("7")))

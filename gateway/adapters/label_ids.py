@@ -28,11 +28,14 @@ def by_text(stage: ChainStage) -> LabelIds:
     return LabelIds({t: label for label, t in stage.labels.items()}, {t: p for p, t in stage.policies.items()})
 
 
-def probes(stage: ChainStage, prompt: str, positive: str | None) -> dict[tuple[str, str], tuple[str, str]]:
-    """(kind, name) → (text before the token, text with it), behind the prompt. A policy follows the positive label."""
-    found = {("labels", label): (prompt, prompt + token) for label, token in stage.labels.items()}
-    first = prompt + stage.labels.get(positive or "", "")
-    return found | {("policies", name): (first, first + token) for name, token in stage.policies.items()}
+def probes(stage: ChainStage, prompt: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """(kind, name) → (text before the token, text with it), right behind the prompt.
+
+    A policy's token is probed there too: as text it might melt with the label before it ("BC" is one token to many
+    tokenisers), but a model that was taught two tokens generates two.
+    """
+    named = (("labels", stage.labels), ("policies", stage.policies))
+    return {(kind, name): (prompt, prompt + token) for kind, tokens in named for name, token in tokens.items()}
 
 
 def label_ids(

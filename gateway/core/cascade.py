@@ -37,9 +37,10 @@ class Finding(Struct, frozen=True, kw_only=True):
 class StageFailed(Exception):
     """A stage could not do its work. `reason` is a stable word that callers see, such as `model_timeout`."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", label_mass: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.label_mass = label_mass
 
 
 class Runner(Protocol):
@@ -76,7 +77,7 @@ async def run(task: Task, steps: Sequence[Step], item: Mapping[str, Any], meter:
     for step in steps:
         attempt, finding = await _attempt(task, step, item, meter, clock, len(attempts))
         attempts.append(attempt)
-        if attempt.outcome == "decided" and finding is not None:
+        if attempt.outcome == "decided":
             return Outcome(tuple(attempts), _accepted(task, attempt, finding))
     return Outcome(tuple(attempts), _undecided(task, attempts))
 
@@ -110,30 +111,29 @@ def _by_threshold(task: Task, stage: Any, score: float) -> tuple[str | None, str
 
 async def _attempt(
     task: Task, step: Step, item: Mapping[str, Any], meter: Meter, clock: Clock, position: int
-) -> tuple[Attempt, Finding | None]:
+) -> tuple[Attempt, Finding]:
     attempt_id, started_at, start_s = clock.new_id(), clock.now(), clock.monotonic_s()
     meter.begin(attempt_id)
-    finding, failure = None, None
+    found, broken = Finding(), True
     try:
-        finding = await step.runner.run(item, meter)
+        found, broken = await step.runner.run(item, meter), False
     except BudgetExceeded:
-        finding = Finding(reason="budget_exceeded")
+        found, broken = Finding(reason="budget_exceeded"), False
     except Unavailable:
-        failure = "store_unavailable"
+        found = Finding(reason="store_unavailable")
     except StageFailed as failed:
-        failure = failed.reason
+        found = Finding(reason=failed.reason, label_mass=failed.label_mass)
         log.warning("stage_failed", task=meter.invocation.task, stage=step.stage.name, reason=str(failed))
     except Exception:
-        failure = "stage_error"
+        found = Finding(reason="stage_error")
         log.exception("stage_broken", task=meter.invocation.task, stage=step.stage.name)
-    found = finding or Finding(reason=failure)
     verdict = judge(task, step.stage, found)
     attempt = Attempt(
         id=attempt_id,
         position=position,
         stage=step.stage.name,
         kind=_kind(step.stage),
-        outcome="failed" if finding is None else "decided" if verdict.label is not None else "passed",
+        outcome="failed" if broken else "decided" if verdict.label is not None else "passed",
         started_at=started_at,
         duration_ms=clock.since_ms(start_s),
         label=verdict.label or found.label,
@@ -143,7 +143,7 @@ async def _attempt(
         matched=found.matched,
         calls=meter.end(),
     )
-    return attempt, finding
+    return attempt, found
 
 
 def _kind(stage: Stage) -> Literal["rules", "cnn", "chain"]:

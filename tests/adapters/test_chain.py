@@ -105,6 +105,7 @@ async def test_little_label_mass_fails_the_stage(ask: Asking, server: FaultServe
     with pytest.raises(StageFailed) as failed:
         await ask(min_label_mass=0.9)
     assert failed.value.reason == "low_label_mass"
+    assert failed.value.label_mass is not None
 
 
 async def test_an_answer_without_log_probabilities_fails_the_stage(ask: Asking, server: FaultServer) -> None:
