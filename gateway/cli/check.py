@@ -1,6 +1,9 @@
 """gateway check."""
 
+import asyncio
 import os
+import sys
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -8,15 +11,42 @@ from rich.table import Table
 
 from gateway import settings as process_settings
 
+if TYPE_CHECKING:
+    from gateway.core.examples import ExamplesRun
+    from gateway.core.registry import Registry
+
 
 @click.command()
-def check() -> None:
-    """Read tasks, prompts and models as the gateway would, offline. Every problem is reported; status 2 if any."""
+@click.option("--online", is_flag=True, help="Also ask the model servers what they serve, and run the examples.")
+def check(online: bool) -> None:
+    """Read tasks, prompts and models as the gateway would. Every problem is reported; status 2 if there is any."""
     from gateway.app import load_registry
 
-    registry = load_registry(process_settings.read(os.environ))
+    settings = process_settings.read(os.environ)
+    if not online:
+        Console().print(_offline(load_registry(settings)))
+        return
+    from gateway.app import check_online
+
+    checked = asyncio.run(check_online(settings))
+    Console().print(_online(checked.examples))
+    for difference in checked.differences:
+        click.echo(difference, err=True)
+    if checked.differences or not all(run.good for run in checked.examples.values()):
+        sys.exit(2)
+
+
+def _offline(registry: "Registry") -> Table:
     table = Table("task", "owner", "stages", "fingerprint", "examples")
     for name, task in sorted(registry.tasks.items()):
         stages = " → ".join(step.stage.name for step in task.steps)
         table.add_row(name, task.declared.owner, stages, task.fingerprint, str(len(task.examples)))
-    Console().print(table)
+    return table
+
+
+def _online(runs: "dict[str, ExamplesRun]") -> Table:
+    table = Table("task", "examples right", "floor", "wrong")
+    for name, run in sorted(runs.items()):
+        floor = "all" if run.floor is None else f"{run.floor:.0%}"
+        table.add_row(name, f"{run.right}/{run.total}", floor, "\n".join(run.wrong))
+    return table
