@@ -14,7 +14,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import BudgetExceeded, Unavailable
 from gateway.core.inference import Attempt, Decision
 from gateway.core.meter import Meter
-from gateway.core.task import RulesStage, Stage, Task
+from gateway.core.task import ChainStage, RulesStage, Stage, Task
 
 log = structlog.get_logger()
 
@@ -58,9 +58,10 @@ class Step(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """`label` where the stage decides; otherwise None and the reason for which it passes."""
+    """Whether the stage decides; with which `label`, unless its answer is text or JSON; if not, why it passes."""
 
-    label: str | None
+    decides: bool
+    label: str | None = None
     reason: str | None = None
 
 
@@ -85,13 +86,16 @@ async def run(task: Task, steps: Sequence[Step], item: Mapping[str, Any], meter:
 def judge(task: Task, stage: Stage, finding: Finding) -> Verdict:
     """What a finding amounts to under the task's thresholds and the labels that the stage may decide."""
     label, reason = finding.label, finding.reason
+    if isinstance(stage, ChainStage) and stage.answer != "label":
+        # What a chain hands over of such an answer has been checked against the output schema.
+        return Verdict(reason is None, reason=reason)
     if not isinstance(stage, RulesStage) and finding.score is not None and label is None:
         label, reason = _by_threshold(task, stage, finding.score)
     if label is None:
-        return Verdict(None, reason or "no_opinion")
+        return Verdict(False, reason=reason or "no_opinion")
     if stage.decides is not None and label not in stage.decides:
-        return Verdict(None, "may_not_decide")
-    return Verdict(label)
+        return Verdict(False, reason="may_not_decide")
+    return Verdict(True, label)
 
 
 def negative_label(task: Task) -> str | None:
@@ -133,7 +137,7 @@ async def _attempt(
         position=position,
         stage=step.stage.name,
         kind=_kind(step.stage),
-        outcome="failed" if broken else "decided" if verdict.label is not None else "passed",
+        outcome="failed" if broken else "decided" if verdict.decides else "passed",
         started_at=started_at,
         duration_ms=clock.since_ms(start_s),
         label=verdict.label or found.label,

@@ -1,6 +1,6 @@
 """What configuration becomes once it is read and built: tasks and models that are ready to answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +22,15 @@ class Validator(Protocol):
 
 
 class StageFiles(Struct, frozen=True):
-    """What a stage may look at while it is built. `folder` is the task's own."""
+    """What a stage may look at while it is built. `folder` is the task's own; `output` checks its answers."""
 
     task_name: str
     task: Task
     folder: Path
     prompt: Prompt | None = None
     model: "LoadedModel | None" = None
+    output_schema: Mapping[str, Any] = {}
+    output: Validator | None = None
 
 
 class Builder(Protocol):

@@ -54,7 +54,9 @@ def _in_stage(task: Task, stage: Stage, file: str, place: str) -> Iterator[Probl
 
 
 def _in_chain(task: Task, stage: ChainStage, file: str, place: str) -> Iterator[Problem]:
-    if stage.answer == "label" and len(stage.labels) < 2:
+    if stage.answer != "label":
+        yield from _without_label(task, stage, file, place)
+    elif len(stage.labels) < 2:
         yield Problem(file, f"{place}.labels", "a label answer needs at least two labels")
     if task.positive is not None and stage.labels and task.positive not in stage.labels:
         yield Problem(file, f"{place}.labels", f"the positive label `{task.positive}` has no token")
@@ -67,3 +69,14 @@ def _in_chain(task: Task, stage: ChainStage, file: str, place: str) -> Iterator[
         yield Problem(file, f"{place}.accept_above", "this key is missing: the score would decide nothing")
     if stage.deadline_s < stage.timeout_s:
         yield Problem(file, f"{place}.deadline_s", "is shorter than timeout_s: not even one try would fit")
+
+
+def _without_label(task: Task, stage: ChainStage, file: str, place: str) -> Iterator[Problem]:
+    """An answer of text or JSON has neither label nor score, so nothing that speaks of them has a meaning."""
+    of_labels = ("labels", "policies", "calibration", "decides", "accept_below", "accept_above")
+    for key in of_labels:
+        if getattr(stage, key):
+            yield Problem(file, f"{place}.{key}", f'means nothing for answer = "{stage.answer}"', "leave it out")
+    if task.actions or task.positive is not None:
+        hint = "an action and a score are for labels: leave out [actions] and `positive`"
+        yield Problem(file, f"{place}.answer", f"{stage.answer} has no label, but the task speaks of labels", hint)

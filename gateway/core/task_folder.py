@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.core.cascade import Step
 from gateway.core.config import construct, read_toml
@@ -48,7 +49,8 @@ class TaskFolder:
         for name, policy in task.policy.items():
             self._read(policy.text, f"policy.{name}.text")
         limits = tuple(self._limits(task))
-        steps = tuple(self._steps(task, input_schema))
+        given = StageFiles(self._folder.name, task, self._folder, output_schema=output_schema, output=output_validator)
+        steps = tuple(self._steps(given, input_schema))
         examples = tuple(self._examples(task, input_validator))
         if len(self._problems) > before or input_validator is None or output_validator is None:
             return None
@@ -112,13 +114,13 @@ class TaskFolder:
             except ValueError as error:
                 self._say(f"quota[{i}]", str(error))
 
-    def _steps(self, task: Task, input_schema: Mapping[str, Any]) -> Iterator[Step]:
-        for i, stage in enumerate(task.stage):
+    def _steps(self, given: StageFiles, input_schema: Mapping[str, Any]) -> Iterator[Step]:
+        for i, stage in enumerate(given.task.stage):
             place = f"stage[{i}]"
             before = len(self._problems)
             for key, name in files_of(stage):
                 self._read(name, f"{place}.{key}")
-            files = self._parts(task, stage, place, input_schema)
+            files = self._parts(given, stage, place, input_schema)
             if len(self._problems) > before:
                 continue
             try:
@@ -126,7 +128,7 @@ class TaskFolder:
             except InvalidConfig as error:
                 self._problems.extend(error.problems)
 
-    def _parts(self, task: Task, stage: Stage, place: str, input_schema: Mapping[str, Any]) -> StageFiles:
+    def _parts(self, given: StageFiles, stage: Stage, place: str, input_schema: Mapping[str, Any]) -> StageFiles:
         prompt, model = None, None
         if isinstance(stage, ChainStage):
             prompt, model = self._prompts.get(stage.prompt), self._models.get(stage.model)
@@ -138,7 +140,7 @@ class TaskFolder:
                 self._say(f"{place}.prompt", f"there is no prompt `{stage.prompt}`", near)
             else:
                 self._check_variables(prompt, input_schema.get("properties", {}))
-        return StageFiles(self._folder.name, task, self._folder, prompt, model)
+        return replace(given, prompt=prompt, model=model)
 
     def _check_variables(self, prompt: Prompt, fields: Mapping[str, Any]) -> None:
         for variable in sorted(prompt.variables - set(fields)):

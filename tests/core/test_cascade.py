@@ -134,3 +134,18 @@ def test_a_score_gets_at_most_one_label(score: float, a: float, b: float) -> Non
     expected = "violation" if score >= above else "clean" if score < below else None
     assert verdict.label == expected
     assert (verdict.reason == "unsure") == (expected is None)
+
+
+@pytest.mark.parametrize("answer", ["text", "json"])
+async def test_an_answer_without_label_decides_by_being_there(answer: Any) -> None:
+    """Text and JSON were checked by the chain: they decide with their output; a failure or a reason passes."""
+    stage = ChainStage(name="llm", prompt="t/p.v1", model="m", answer=answer)
+    task = Task(owner="o", description="", input="i", output="o", stage=(stage, stage))
+    found = Finding(output={"text": "Gladly."})
+    outcome = await run(StageFailed("answer_breaks_schema"), found, task=task)
+    assert [attempt.outcome for attempt in outcome.attempts] == ["failed", "decided"]
+    assert (outcome.decision.status, outcome.decision.output, outcome.decision.label) == (
+        "accepted", {"text": "Gladly."}, None,
+    )  # fmt: skip
+    outcome = await run(Finding(reason="input_too_long"), Finding(output={}), task=task)
+    assert [attempt.outcome for attempt in outcome.attempts] == ["passed", "decided"]
