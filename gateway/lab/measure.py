@@ -108,7 +108,7 @@ def measure(
     return Evaluation(
         about={**about, "production_prevalence": prevalence},
         systems=systems,
-        cascade=_cascade(loaded, predictions, truth, columns["tuned"].flagged, prevalence),
+        cascade=cascade_facts(loaded, predictions, truth, columns["tuned"].flagged, prevalence),
         lift={f"cascade over {name}": metrics.lift(truth, new, columns[name].flagged)
               for name in ("previous", "prompted") if name in columns},
         curves=_curves(predictions, truth, columns, prevalence),
@@ -234,7 +234,10 @@ def _marketplace(predictions: Sequence[Prediction], truth: Bools, said: Columns)
     return found
 
 
-def _cascade(loaded: Loaded, predictions: Sequence[Prediction], truth: Bools, llm: Bools, prevalence: float) -> Cascade:
+def cascade_facts(
+    loaded: Loaded, predictions: Sequence[Prediction], truth: Bools, llm: Bools, prevalence: float
+) -> Cascade:
+    """Who decides, what is routed, what the prefilter loses, what it costs; `llm` is what the LLM alone would flag."""
     called = np.array([p.cascade.llm_called for p in predictions])
     deferred = np.array([p.cascade.status != "accepted" for p in predictions])
     names = {step.stage.name for step in loaded.task.steps if isinstance(step.stage, CnnStage)}
