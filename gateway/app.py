@@ -12,6 +12,7 @@ import msgspec
 import structlog
 import uuid_utils
 from litestar import Litestar
+from msgspec import Struct
 
 from gateway import settings as process_settings
 from gateway.adapters.redis import RedisSettings, RedisStore
@@ -22,17 +23,22 @@ from gateway.adapters.sql.keys import SqlKeys
 from gateway.adapters.sql.ledger import SqlLedger, open_ledger
 from gateway.adapters.sql.migrate import is_current, prepare_partitions
 from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
+from gateway.adapters.sql.spending import SqlSpending
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.usage import SqlUsage
+from gateway.core.budgets import counters
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
 from gateway.core.engine import Engine
-from gateway.core.loaded import StageFiles, Validator
+from gateway.core.errors import Unavailable
+from gateway.core.examples import ExamplesRun, run_examples
+from gateway.core.loaded import LoadedModel, StageFiles, Validator
 from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.registry import Registry, load
 from gateway.core.sweep import sweep_for_ever
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
+from gateway.core.team_limits import TeamLimits
 from gateway.settings import Settings
 from gateway.web.doors import Check, Doors, WebSettings
 from gateway.web.wiring import create_app
@@ -67,6 +73,10 @@ class Stages:
             case ChainStage():
                 return self._chain_builder().build(stage, files, place)
 
+    async def verify(self, model: LoadedModel) -> tuple[str, ...]:
+        """What the model's servers serve other than the pinned model, in words."""
+        return await self._chain_builder().verify(model)
+
     async def aclose(self) -> None:
         """Close the connections to model servers."""
         if self._chains is not None:
@@ -83,6 +93,25 @@ class Stages:
 def load_registry(settings: Settings, stages: Stages | None = None) -> Registry:
     """Everything under the home folder, built. Raises InvalidConfig with every problem."""
     return load(settings.home_path, stages or Stages())
+
+
+class Checked(Struct, frozen=True):
+    """How each task's examples went, and in which words a model server differs from what models.toml pins."""
+
+    examples: dict[str, ExamplesRun]
+    differences: tuple[str, ...]
+
+
+async def check_online(settings: Settings) -> Checked:
+    """Ask every model server what it serves, and run all examples. Raises InvalidConfig."""
+    stages = Stages()
+    registry, clock = load_registry(settings, stages), Clock(new_id=_new_id)
+    try:
+        differences = [said for model in registry.models.values() for said in await stages.verify(model)]
+        examples = {name: await run_examples(task, clock) for name, task in registry.tasks.items() if task.examples}
+    finally:
+        await stages.aclose()
+    return Checked(examples, tuple(differences))
 
 
 def create() -> Litestar:
@@ -105,13 +134,21 @@ class Process:
             hint = "`gateway dev` starts a Valkey"
             raise InvalidConfig([Problem("environment", "GATEWAY_REDIS_URL", "this setting is missing", hint)])
         self._settings = settings
-        self._clock = Clock(new_id=lambda: str(uuid_utils.uuid7()))
+        self._clock = Clock(new_id=_new_id)
         self._stages = Stages()
         self._registry = load_registry(settings, self._stages)
         self._database = Database(settings.database)
-        self._store = RedisStore(RedisSettings(url=settings.redis_url))
+        self._store = RedisStore(RedisSettings(url=settings.redis_url), on_empty=self._rebuild_budgets)
+        self._spending = SqlSpending(self._database)
+        self._limits = TeamLimits(
+            SqlTeams(self._database),
+            self._store,
+            lambda: {name: task.limits for name, task in self._registry.tasks.items()},
+        )
         self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
-        self._engine = Engine(self._store, self._ledger, self._clock, settings.zone, settings.permits)
+        self._engine = Engine(
+            self._store, self._ledger, self._clock, settings.zone, settings.permits, self._limits.of_team
+        )
         self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
         self._draining = False
 
@@ -149,12 +186,14 @@ class Process:
                 self._sweeper, self._store, self._clock, self._settings.sweep_s, self._settings.orphan_after_s
             )
         )
+        following = asyncio.create_task(self._limits.follow())
         log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
         try:
             yield
         finally:
             self._draining = True
             sweeping.cancel()
+            following.cancel()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._engine.drain(), self._settings.drain_s)
             await self._stages.aclose()
@@ -169,10 +208,20 @@ class Process:
             raise InvalidConfig([problem])
         await prepare_partitions(self._database, self._clock.now())
         await self._store.start()
+        with suppress(Unavailable):
+            # A store that is away is told as soon as it is back.
+            await self._limits.refresh()
         fingerprints = SqlFingerprints(self._database)
         for name, task in self._registry.tasks.items():
             config = msgspec.to_builtins(task.declared)
             await fingerprints.remember(task.fingerprint, name, config, self._clock.now())
+
+    async def _rebuild_budgets(self, store: RedisStore) -> None:
+        """The store came up without its counters: the ledger knows them."""
+        await self._limits.refresh()
+        now, zone = self._clock.now(), self._settings.zone
+        found = await counters(self._spending, self._limits.windows(), self._limits.of, now, zone)
+        await store.rebuild(found.used, found.reserved)
 
     def _checks(self) -> Mapping[str, Check]:
         async def database() -> None:
@@ -205,6 +254,10 @@ def serve(settings: Settings) -> None:
         backpressure=2 * settings.permits,
         workers_kill_timeout=int(settings.drain_s) + 5,
     ).serve()
+
+
+def _new_id() -> str:
+    return str(uuid_utils.uuid7())
 
 
 def configure_logs(settings: Settings) -> None:

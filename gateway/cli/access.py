@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 from gateway import settings as process_settings
 from gateway.core.errors import GatewayError
 from gateway.core.keys import SCOPES
+from gateway.core.task import Per, Resource
 
 
 def _database_url() -> str:
@@ -49,6 +50,36 @@ def list_teams() -> None:
         async with opened(_database_url()) as database:
             for team in await SqlTeams(database).all():
                 click.echo(team.name)
+
+    _finish(run())
+
+
+@teams.command("limit")
+@click.argument("name")
+@click.option("--resource", type=click.Choice(get_args(Resource)), required=True)
+@click.option("--per", type=click.Choice(get_args(Per)), help="The window; concurrency has none.")
+@click.option("--limit", "amount", help='An integer; for cost a decimal such as "200.00".')
+@click.option("--remove", is_flag=True, help="End this limit.")
+def limit_team(name: str, resource: Resource, per: Per | None, amount: str | None, remove: bool) -> None:
+    """Limit everything that a team calls. Replicas follow within two seconds; what was used stays used."""
+    from gateway.adapters.sql.access import opened
+    from gateway.adapters.sql.teams import SqlTeams
+    from gateway.core.records import TeamLimit
+    from gateway.core.team_limits import team_limit
+
+    if (amount is None) != remove:
+        raise click.UsageError("give either --limit or --remove")
+
+    async def run() -> None:
+        async with opened(_database_url()) as database:
+            team = await SqlTeams(database).find(name)
+            kept = [each for each in (team.limits if team else ()) if (each.resource, each.per) != (resource, per)]
+            if amount is not None:
+                limit = TeamLimit(resource, int(amount) if amount.isdecimal() and resource != "cost" else amount, per)
+                team_limit(limit)
+                kept.append(limit)
+            for each in (await SqlTeams(database).set_limits(name, kept)).limits:
+                click.echo(f"{name}: {each.limit} {each.resource}" + (f" per {each.per}" if each.per else " at once"))
 
     _finish(run())
 

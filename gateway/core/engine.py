@@ -5,7 +5,7 @@ already in the ledger. Errors raised here were raised before anything was starte
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import BudgetExceeded, CascadeExhausted, GatewayError, Overloaded, Unavailable
 from gateway.core.inference import Answer, Inference, Invocation, RateHeader
 from gateway.core.meter import Intents, Meter, Reservations, Settlement
-from gateway.core.quotas import Charge, at_the_door
+from gateway.core.quotas import Charge, Limit, at_the_door
 from gateway.core.registry import LoadedTask
 
 log = structlog.get_logger()
@@ -59,10 +59,22 @@ class Ledger(Intents, Protocol):
 
 
 class Engine:
-    """Answers invocations. One per process; `permits` bounds what is under way at once."""
+    """Answers invocations. One per process; `permits` bounds what is under way at once.
 
-    def __init__(self, store: Store, ledger: Ledger, clock: Clock, zone: ZoneInfo, permits: int) -> None:
+    `team_limits` gives the limits of a caller team, which hold beside the task's own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        clock: Clock,
+        zone: ZoneInfo,
+        permits: int,
+        team_limits: Callable[[str], Sequence[Limit]] = lambda _: (),
+    ) -> None:
         self._store, self._ledger, self._clock, self._zone = store, ledger, clock, zone
+        self._team_limits = team_limits
         self._free = permits
         self._flights: dict[str, asyncio.Task[tuple[cascade.Outcome, Meter]]] = {}
         self._running: set[asyncio.Task[Answer]] = set()
@@ -90,7 +102,8 @@ class Engine:
 
     async def _answer(self, task: LoadedTask, invocation: Invocation) -> Answer:
         start_s = self._clock.monotonic_s()
-        charges = at_the_door(task.limits, task.name, invocation.caller, invocation.received_at, self._zone)
+        limits = self._limits(task, invocation)
+        charges = at_the_door(limits, task.name, invocation.caller, invocation.received_at, self._zone)
         key = cache_key(invocation, task.declared.cache)
         reading = task.declared.cache is not None and not invocation.no_cache
         admission = await self._admit(invocation, charges, key if reading else None)
@@ -106,7 +119,10 @@ class Engine:
             keep = self._keep(task, inference, key)
         finally:
             await self._finish(invocation, charges, settlements, keep)
-        return Answer(inference, admission.rates)
+        return Answer(inference, admission.rates, degraded=admission.degraded)
+
+    def _limits(self, task: LoadedTask, invocation: Invocation) -> Sequence[Limit]:
+        return (*task.limits, *self._team_limits(invocation.caller.team))
 
     async def _admit(self, invocation: Invocation, charges: Sequence[Charge], key: str | None) -> Admission:
         try:
@@ -114,7 +130,7 @@ class Engine:
         except Unavailable:
             # Cheap stages go on answering without the store; what needs money is refused where it is reserved.
             log.warning("store_unavailable", at="admit", task=invocation.task)
-            return Admission()
+            return Admission(degraded=True)
 
     async def _run(self, task: LoadedTask, invocation: Invocation, key: str) -> tuple[Inference, Sequence[Settlement]]:
         """Run the cascade, or wait for the run of an identical invocation that is already under way."""
@@ -131,7 +147,7 @@ class Engine:
         return Inference(invocation=invocation, decision=outcome.decision, attempts=outcome.attempts), meter.settlements
 
     async def _cascade(self, task: LoadedTask, invocation: Invocation) -> tuple[cascade.Outcome, Meter]:
-        meter = Meter(invocation, task.limits, self._store, self._ledger, self._clock, self._zone)
+        meter = Meter(invocation, self._limits(task, invocation), self._store, self._ledger, self._clock, self._zone)
         outcome = await cascade.run(task.declared, task.steps, invocation.input, meter, self._clock)
         return outcome, meter
 

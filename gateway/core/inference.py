@@ -174,11 +174,15 @@ class RateHeader(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What the engine hands back: the inference, and what the door saw of the quotas."""
+    """What the engine hands back: the inference, and what the door saw of the quotas.
+
+    `replayed`: recorded before, under the same Idempotency-Key. `degraded`: the store of the quotas was away.
+    """
 
     inference: Inference
     rates: tuple[RateHeader, ...] = field(default=())
     replayed: bool = False
+    degraded: bool = False
 
 
 Metadata = Mapping[str, Any]

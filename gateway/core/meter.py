@@ -30,7 +30,7 @@ class Reservations(Protocol):
     """The fast counters, shared by all replicas."""
 
     async def reserve(self, reservation_id: str, charges: Sequence[Charge]) -> None:
-        """Take all charges or none. Raises BudgetExceeded, or Unavailable when the store is."""
+        """Take all charges or none; again under the same id takes nothing more. Raises BudgetExceeded, Unavailable."""
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Replace estimates by the truth, each exactly once. Raises Unavailable."""
@@ -129,6 +129,9 @@ class Meter:
         wire = WireCall(intent, model.tariff)
         try:
             await self._intents.intend(intent)
+            if charges:
+                # A store that lost the reservation was rebuilt without this intent, perhaps: then it is taken again.
+                await self._reservations.reserve(intent.id, charges)
         except BaseException:
             wire.refuse()
             self._close(wire, charges, 0.0)

@@ -5,7 +5,7 @@ second, per minute) are smooth: GCRA with the whole limit as burst. Longer windo
 timezone and start again at its boundaries.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo
@@ -104,11 +104,28 @@ def for_model_call(limits: Iterable[Limit], intent: Intent, zone: ZoneInfo) -> l
     )
 
 
+def for_spending(limits: Iterable[Limit], names: Mapping[str, str], now: datetime, zone: ZoneInfo) -> list[Charge]:
+    """The budgets' counters of a task, caller team and key, with nothing to take."""
+    return _one_per_counter(
+        _charge(limit, names, 0, now, zone) for limit in limits if limit.resource in ("tokens", "cost")
+    )
+
+
 def spent(resource: Resource, usage: Usage) -> int:
     """How much of a resource a usage is."""
     if resource == "cost":
         return usage.cost_nano
     return usage.input_tokens + usage.output_tokens
+
+
+def window_start(per: Per, now: datetime, zone: ZoneInfo) -> datetime:
+    """The begin of the window that `now` lies in; of a smooth rate, the begin of the period that ends now."""
+    if per in _RATE_S:
+        return now - timedelta(seconds=_RATE_S[per])
+    if per == "hour":
+        return window_end(per, now, zone) - timedelta(hours=1)
+    midnight = now.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    return midnight if per == "day" else midnight.replace(day=1)
 
 
 def window_end(per: Per, now: datetime, zone: ZoneInfo) -> datetime:
@@ -168,7 +185,7 @@ def _one_per_counter(charges: Iterable[Charge]) -> list[Charge]:
     return list(tightest.values())
 
 
-def _charge(limit: Limit, names: dict[str, str], amount: int, now: datetime, zone: ZoneInfo) -> Charge:
+def _charge(limit: Limit, names: Mapping[str, str], amount: int, now: datetime, zone: ZoneInfo) -> Charge:
     scope = ",".join(f"{part}={names[part]}" for part in sorted(limit.scope))
     key = f"{limit.resource}:{limit.per or 'now'}:{scope}"
     per = limit.per

@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from gateway.core.inference import NOTHING_USED, Attempt, CacheStatus, Decision, Kind, Usage
+from gateway.core.task import Per, Resource
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -89,11 +90,20 @@ class UsageReport(Protocol):
         """Rows of the half-open interval [start, end), UTC, by paying team (or of all), sorted. Raises Unavailable."""
 
 
+class TeamLimit(Struct, frozen=True, forbid_unknown_fields=True):
+    """A quota of everything that a team calls. Money is a decimal string ("200.00"), everything else an integer."""
+
+    resource: Resource
+    limit: int | str
+    per: Per | None = None
+
+
 class Team(Struct, frozen=True):
     """A tenant."""
 
     name: str
     created_at: datetime
+    limits: tuple[TeamLimit, ...] = ()
 
 
 class Teams(Protocol):
@@ -104,3 +114,6 @@ class Teams(Protocol):
 
     async def all(self) -> Sequence[Team]:
         """Every team by name. Raises Unavailable."""
+
+    async def set_limits(self, name: str, limits: Sequence[TeamLimit]) -> Team:
+        """Replace the team's limits; what was used stays used. Raises NotFound, Unavailable."""

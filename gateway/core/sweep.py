@@ -1,7 +1,7 @@
 """The sweeper: what a process that died left open is closed by another, so that no reservation ever leaks."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -9,7 +9,7 @@ import structlog
 
 from gateway.core.clock import Clock
 from gateway.core.errors import Unavailable
-from gateway.core.inference import Intent
+from gateway.core.inference import NOTHING_USED, Intent, Usage
 from gateway.core.meter import Reservations, Settlement
 
 log = structlog.get_logger()
@@ -24,20 +24,34 @@ class Orphans(Protocol):
     async def unsettle(self, intents: Sequence[Intent]) -> Sequence[Intent]:
         """Turn these into `unsettled` ledger rows at their estimate; returns those that this call turned."""
 
+    async def outcomes(self, ids: Sequence[str]) -> Mapping[str, Usage | None]:
+        """Of the model calls that the ledger knows: what was recorded, or None while there is only the intent."""
 
-async def sweep_once(orphans: Orphans, reservations: Reservations, clock: Clock, orphan_after_s: float) -> int:
+
+class OpenReservation(Protocol):
+    """A reservation that nobody has settled yet."""
+
+    @property
+    def id(self) -> str:
+        """The id of the model call that it was made for."""
+
+
+class OpenReservations(Reservations, Protocol):
+    """The fast counters, with a look at what is open."""
+
+    async def open_reservations(self, older_than_s: float) -> Sequence[OpenReservation]:
+        """The oldest reservations that are at least so old, a bounded number. Raises Unavailable."""
+
+
+async def sweep_once(orphans: Orphans, reservations: OpenReservations, clock: Clock, orphan_after_s: float) -> int:
     """Close what is older than `orphan_after_s`: how many intents were orphans. Raises Unavailable."""
-    found = await orphans.orphans(clock.now() - timedelta(seconds=orphan_after_s))
-    if not found:
-        return 0
-    closed = await orphans.unsettle(found)
-    await reservations.settle([Settlement(intent.id, (), intent.estimate) for intent in closed])
-    log.warning("orphans_unsettled", intents=len(closed), cost_nano=sum(i.estimate.cost_nano for i in closed))
-    return len(closed)
+    closed = await _sweep_intents(orphans, reservations, clock.now() - timedelta(seconds=orphan_after_s))
+    await _sweep_reservations(orphans, reservations, orphan_after_s)
+    return closed
 
 
 async def sweep_for_ever(
-    orphans: Orphans, reservations: Reservations, clock: Clock, every_s: float, orphan_after_s: float
+    orphans: Orphans, reservations: OpenReservations, clock: Clock, every_s: float, orphan_after_s: float
 ) -> None:
     """Sweep until cancelled; a store that is away is tried again at the next turn."""
     while True:
@@ -46,3 +60,25 @@ async def sweep_for_ever(
             await sweep_once(orphans, reservations, clock, orphan_after_s)
         except Unavailable:
             log.warning("sweep_postponed")
+
+
+async def _sweep_intents(orphans: Orphans, reservations: Reservations, older_than: datetime) -> int:
+    found = await orphans.orphans(older_than)
+    if not found:
+        return 0
+    closed = await orphans.unsettle(found)
+    await reservations.settle([Settlement(intent.id, (), intent.estimate) for intent in closed])
+    log.warning("orphans_unsettled", intents=len(closed), cost_nano=sum(i.estimate.cost_nano for i in closed))
+    return len(closed)
+
+
+async def _sweep_reservations(orphans: Orphans, reservations: OpenReservations, older_than_s: float) -> None:
+    """Settle at what the ledger recorded. What it never heard of was not called; what still has an intent can wait."""
+    ids = [reservation.id for reservation in await reservations.open_reservations(older_than_s)]
+    if not ids:
+        return
+    known = await orphans.outcomes(ids)
+    usages = {id: known.get(id, NOTHING_USED) for id in ids}
+    settlements = [Settlement(id, (), usage) for id, usage in usages.items() if usage is not None]
+    await reservations.settle(settlements)
+    log.warning("reservations_released", reservations=len(settlements))

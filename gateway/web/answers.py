@@ -1,12 +1,12 @@
 """What callers get: the shapes of answers, and the headers that go with them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from gateway.core.inference import Answer, Attempt, CacheStatus, Decision, Inference, Usage
+from gateway.core.inference import Answer, Attempt, CacheStatus, Decision, Inference, RateHeader, Usage
 from gateway.core.prices import from_nano
 from gateway.core.records import Run
 from gateway.web.reply import Headers
@@ -163,7 +163,14 @@ def answer_headers(headers: Headers, answer: Answer, total_ms: float) -> Headers
     headers.append((b"x-gateway-overhead-ms", b"%.3f" % overhead_ms))
     if answer.replayed:
         headers.append((b"idempotent-replayed", b"true"))
-    for rate in answer.rates:
+    if answer.degraded:
+        headers.append((b"x-gateway-degraded", b"quotas"))
+    return rate_headers(headers, answer.rates)
+
+
+def rate_headers(headers: Headers, rates: Iterable[RateHeader]) -> Headers:
+    """The state of the tightest quota of each resource."""
+    for rate in rates:
         resource = rate.resource.encode()
         headers.append((b"x-ratelimit-limit-" + resource, b"%d" % rate.limit))
         headers.append((b"x-ratelimit-remaining-" + resource, b"%d" % rate.remaining))

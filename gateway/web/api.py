@@ -22,7 +22,7 @@ from gateway.core.errors import (
     QuotaExceeded,
     UnknownTask,
 )
-from gateway.core.inference import Answer, Attribution, Caller, Invocation
+from gateway.core.inference import Answer, Attribution, Caller, Invocation, RateHeader
 from gateway.core.loaded import LoadedTask
 from gateway.core.prices import from_nano
 from gateway.web.answers import (
@@ -33,6 +33,7 @@ from gateway.web.answers import (
     answer_headers,
     of_failure,
     of_inference,
+    rate_headers,
 )
 from gateway.web.contract import contract
 from gateway.web.doors import Doors, WebSettings
@@ -91,6 +92,7 @@ class _Item(msgspec.Struct, frozen=True):
     output: dict[str, Any] | None
     metadata: RunMetadata
     cost_nano: int
+    rates: tuple[RateHeader, ...] = ()
 
 
 class Verbs:
@@ -157,7 +159,8 @@ class Verbs:
         answer = BatchAnswer([item.output for item in items], BatchMetadata([r.run_id for r in responses], responses))
         headers = exchange.headers()
         headers.append((b"x-gateway-cost", from_nano(sum(item.cost_nano for item in items)).encode()))
-        return json_reply(answer, headers)
+        seen = next((item.rates for item in reversed(items) if item.rates), ())
+        return json_reply(answer, rate_headers(headers, seen))
 
     async def _answer_one(self, request: AnyRequest, exchange: Exchange) -> Answer:
         task, wishes = self._task(request, exchange.caller), _wishes(request)
@@ -206,7 +209,7 @@ class Verbs:
             failed = GatewayError("Something broke in the gateway; the request id finds it in the log.")
         else:
             inference = answer.inference
-            return _Item(inference.decision.output, of_inference(inference), inference.usage.cost_nano)
+            return _Item(inference.decision.output, of_inference(inference), inference.usage.cost_nano, answer.rates)
         document = problem(failed, exchange.request_id)
         return _Item(None, of_failure(document, task.fingerprint, exchange.trace_id), 0)
 

@@ -58,6 +58,10 @@ def problem_reply(error: GatewayError, exchange: Exchange) -> Reply:
     headers: Headers = exchange.headers()
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+    if (resource := error.extra.get("resource")) in ("requests", "tokens"):
+        for name, member in (("limit", "limit"), ("remaining", "remaining"), ("reset", "reset_s")):
+            value = math.ceil(float(str(error.extra[member])))
+            headers.append((f"x-ratelimit-{name}-{resource}".encode(), str(value).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     reply = json_reply(problem(error, exchange.request_id), headers, error.status)
@@ -95,7 +99,7 @@ def _as_gateway_error(raised: Exception) -> GatewayError:
 def _allowed(request: Request[Any, Any, Any]) -> Iterator[str]:
     """The methods that the page does answer, as the router knows them."""
     path = normalize_path(request.scope["path"])
-    for method in ("DELETE", "GET", "POST"):
+    for method in ("DELETE", "GET", "POST", "PUT"):
         with suppress(HTTPException):
             request.app.asgi_router.handle_routing(path=path, method=method)
             yield method

@@ -22,7 +22,7 @@ from gateway.core.keys import SCOPES, ApiKey, mint
 from gateway.core.loaded import LoadedTask
 from gateway.core.meter import Meter, Settlement
 from gateway.core.quotas import Charge
-from gateway.core.records import Feedback, Run, Team, UsageRow
+from gateway.core.records import Feedback, Run, Team, TeamLimit, UsageRow
 from gateway.core.registry import Registry
 from gateway.core.task import RulesStage, Task
 from gateway.web.doors import Doors
@@ -187,6 +187,13 @@ class MemoryTeams:
     async def all(self) -> Sequence[Team]:
         """By name."""
         return [self.teams[name] for name in sorted(self.teams)]
+
+    async def set_limits(self, name: str, limits: Sequence[TeamLimit]) -> Team:
+        """Replace them."""
+        if name not in self.teams:
+            raise NotFound(f"There is no team `{name}`.")
+        self.teams[name] = replace(self.teams[name], limits=tuple(limits))
+        return self.teams[name]
 
 
 class MemoryFeedback:

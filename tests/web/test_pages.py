@@ -189,3 +189,16 @@ async def test_readiness_follows_the_parts(serve):
             served.memory.draining = True
             response = await served.client.get("/health/ready")
             assert (response.status_code, response.json()["status"]) == (503, "draining")
+
+
+async def test_limits_of_a_team_are_replaced_whole(served):
+    """`PUT /teams/{team}/limits` says what holds from now on; a limit that cannot be counted and an unknown team fail."""
+    path, limit = "/teams/other/limits", {"resource": "cost", "limit": "200.00", "per": "month"}
+    done = await served.client.put(path, json={"limits": [limit]})
+    assert (done.status_code, done.json()["limits"]) == (200, [limit])
+    (other,) = [t for t in (await served.client.get("/teams")).json()["teams"] if t["name"] == "other"]
+    assert other["limits"] == [limit]
+    for wrong in ({**limit, "limit": 200}, {**limit, "per": None}, {"resource": "requests", "limit": -1, "per": "day"}):
+        assert (await served.client.put(path, json={"limits": [wrong]})).status_code == 422
+    assert (await served.client.put("/teams/nobody/limits", json={"limits": []})).status_code == 404
+    assert (await served.client.put(path, json={"limits": []})).json()["limits"] == []

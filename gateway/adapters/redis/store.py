@@ -1,7 +1,8 @@
 """The Store and Reservations ports over the Redis protocol.
 
 Keys (behind the prefix `tg:`): `q:` counters, `r:` records of reservations, `open` reservations by time, `c:` kept
-answers, `epoch`, `replicas`, `keys:version`. The counters are no truth: the ledger is, and they can be rebuilt from it.
+answers, `epoch`, `budgets`, `replicas`, `keys:version`. The counters are no truth: the ledger is, and they can be
+rebuilt from it.
 """
 
 import asyncio
@@ -181,6 +182,14 @@ class RedisStore:
                 msgspec.json.encode(reservations),
             )
         )
+
+    async def count_for(self, budgets: str, *, changed: bool) -> None:
+        """Where the counters were kept for other budgets, or budgets `changed` under this process, they are rebuilt
+        before the next reservation. Raises Unavailable.
+        """
+        (before,) = await self._line.ask(("SET", self._key("budgets"), budgets, "GET"))
+        if changed or before != budgets.encode():
+            await self._line.ask(("DEL", self._key("epoch")))
 
     async def keys_version(self) -> int:
         """Changes when a key was made or revoked anywhere. Raises Unavailable."""

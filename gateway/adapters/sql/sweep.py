@@ -4,7 +4,7 @@ An intent without settlement says that a model may have been called, for at most
 intent away and writes that down in the same transaction, so whatever dies next, it is counted once.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from gateway.core.inference import NOTHING_USED, Intent, Usage
 # The intent does not know which stage made the call.
 UNKNOWN_STAGE = "unknown"
 _AT_ONCE = 500
+_USAGE = ("input_tokens", "output_tokens", "cost_nano")
 
 
 class Sweeper:
@@ -32,7 +33,7 @@ class Sweeper:
         """The oldest intents written before `older_than`, at most 500. Raises Unavailable."""
         query = select(intent).where(intent.c.created_at < older_than).order_by(intent.c.id).limit(_AT_ONCE)
         async with self._database.begin() as connection:
-            return [_intent(row) for row in (await connection.execute(query)).mappings()]
+            return [intent_of(row) for row in (await connection.execute(query)).mappings()]
 
     async def unsettle(self, intents: Iterable[Intent]) -> Sequence[Intent]:
         """Turn these into unsettled rows; returns those that nobody else settled or swept before. Raises Unavailable.
@@ -48,11 +49,24 @@ class Sweeper:
                 await self._write(connection, list(calls), inference_id in there)
         return claimed
 
+    async def outcomes(self, ids: Sequence[str]) -> Mapping[str, Usage | None]:
+        """Of the model calls that the ledger knows: what was recorded, or None while there is only the intent.
+
+        Intents are read first: what is recorded between the two reads is then found twice, never not at all.
+        """
+        recorded = select(model_call.c.id, *(model_call.c[name] for name in _USAGE)).where(model_call.c.id.in_(ids))
+        async with self._database.begin() as connection:
+            open_ids = (await connection.execute(select(intent.c.id).where(intent.c.id.in_(ids)))).scalars()
+            known: dict[str, Usage | None] = dict.fromkeys(open_ids)
+            for id_, *usage in (await connection.execute(recorded)):
+                known[id_] = Usage(*usage)
+        return known
+
     async def _claim(self, connection: AsyncConnection, ids: Sequence[str]) -> list[Intent]:
         """Take the intents away. What somebody else holds a lock on is being settled right now: not ours."""
         free = select(intent.c.id).where(intent.c.id.in_(ids)).order_by(intent.c.id).with_for_update(skip_locked=True)
         taken = await connection.execute(delete(intent).where(intent.c.id.in_(free)).returning(*intent.c))
-        return sorted((_intent(row) for row in taken.mappings()), key=lambda orphan: (orphan.inference_id, orphan.id))
+        return sorted((intent_of(row) for row in taken.mappings()), key=lambda orphan: (orphan.inference_id, orphan.id))
 
     async def _write(self, connection: AsyncConnection, calls: Sequence[Intent], recorded: bool) -> None:
         first = calls[0]
@@ -146,7 +160,8 @@ def _usage(calls: Sequence[Intent]) -> dict[str, int]:
     }
 
 
-def _intent(row: RowMapping) -> Intent:
+def intent_of(row: RowMapping) -> Intent:
+    """A row of the table `intent`."""
     values = dict(row)
     estimate = Usage(values.pop("input_tokens"), values.pop("output_tokens"), values.pop("cost_nano"))
     return Intent(estimate=estimate, **values)

@@ -1,16 +1,17 @@
 """Teams over SQL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import insert, select
+import msgspec
+from sqlalchemy import RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.tables import team as team_table
-from gateway.core.errors import Conflict
-from gateway.core.records import Team
+from gateway.core.errors import Conflict, NotFound
+from gateway.core.records import Team, TeamLimit
 
-_teams = select(team_table.c.name, team_table.c.created_at)
+_teams = select(team_table)
 
 
 class SqlTeams:
@@ -31,10 +32,32 @@ class SqlTeams:
         """The team of that name. Raises Unavailable."""
         async with self._database.begin() as connection:
             row = (await connection.execute(_teams.where(team_table.c.name == name))).mappings().first()
-        return Team(**row) if row is not None else None
+        return _team(row) if row is not None else None
 
     async def all(self) -> Sequence[Team]:
         """Every team by name. Raises Unavailable."""
         async with self._database.begin() as connection:
             rows = (await connection.execute(_teams.order_by(team_table.c.name))).mappings()
-            return [Team(**row) for row in rows]
+            return [_team(row) for row in rows]
+
+    async def limits(self) -> Mapping[str, Sequence[TeamLimit]]:
+        """The limits of every team that has any. Raises Unavailable."""
+        return {team.name: team.limits for team in await self.all() if team.limits}
+
+    async def set_limits(self, name: str, limits: Sequence[TeamLimit]) -> Team:
+        """Replace the team's limits; what was used stays used. Raises NotFound, Unavailable."""
+        change = (
+            update(team_table)
+            .where(team_table.c.name == name)
+            .values(limits=msgspec.to_builtins(limits))
+            .returning(*team_table.c)
+        )
+        async with self._database.begin() as connection:
+            row = (await connection.execute(change)).mappings().first()
+        if row is None:
+            raise NotFound(f"There is no team `{name}`.")
+        return _team(row)
+
+
+def _team(row: RowMapping) -> Team:
+    return Team(row["name"], row["created_at"], msgspec.convert(row["limits"] or (), tuple[TeamLimit, ...]))

@@ -41,14 +41,14 @@ def _spending() -> Select[Any]:
         calls.task,
         calls.model,
         func.count().label("model_calls"),
-        _sum(calls.input_tokens).label("input_tokens"),
-        _sum(calls.output_tokens).label("output_tokens"),
-        _sum(calls.cost_nano).label("cost_nano"),
-        _sum(case((calls.settled, 0), else_=calls.cost_nano)).label("unsettled_nano"),
+        total(calls.input_tokens).label("input_tokens"),
+        total(calls.output_tokens).label("output_tokens"),
+        total(calls.cost_nano).label("cost_nano"),
+        total(case((calls.settled, 0), else_=calls.cost_nano)).label("unsettled_nano"),
     )
 
 
-def _sum(column: ColumnElement[int]) -> ColumnElement[int]:
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
     """Postgres sums BIGINT to NUMERIC; the total of nano-dollars fits BIGINT up to nine billion dollars."""
     return cast(func.sum(column), BigInteger)
 
