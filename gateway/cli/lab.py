@@ -1,0 +1,339 @@
+"""gateway lab."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from gateway import settings as process_settings
+
+TASK = "message-moderation"
+_PATH = click.Path(path_type=Path)
+_SEED = 20240611
+
+
+def _says_why(command: Callable[..., None]) -> Callable[..., None]:
+    """Input that the lab cannot use ends with its reason and status 2, without a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from gateway.adapters.causal_lm import ModelFilesError
+        from gateway.lab.rows import LabError
+
+        try:
+            command(*args, **kwargs)
+        except (LabError, ModelFilesError, OSError) as error:
+            Console(stderr=True, highlight=False, soft_wrap=True).out(f"error: {error}")
+            sys.exit(2)
+
+    return run
+
+
+def _command(group: click.Group, *options: Callable[..., Any], name: str | None = None) -> Callable[..., click.Command]:
+    """A subcommand with shared options and the lab's way to fail."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        run = _says_why(function)
+        for option in reversed(options):
+            run = option(run)
+        return group.command(name or function.__name__.replace("_", "-"))(run)
+
+    return decorate
+
+
+_task = click.option("--task", default=TASK, show_default=True, help="The task's name in tasks/.")
+_out = click.option("--out", type=_PATH, required=True, help="Run folder: written whole, or left as it was.")
+_base = click.option("--base", type=_PATH, help="Folder of the base model. Default: the fetched one.")
+_adapter = click.option("--adapter", type=_PATH, help="Adapter folder. Default: adapter/ in the task's folder.")
+_readings = click.option(
+    "--readings", type=_PATH, default=Path("runs/readings"), show_default=True, help="Kept readings of LLMs."
+)
+_threads = click.option("--threads", type=int, default=1, show_default=True)
+_sources = click.option("--sources", type=_PATH, help="Folder of public sources. [env: GATEWAY_DATA_DIR]")
+_corpus = click.option("--corpus", type=_PATH, help="Own corpus. Default: corpus.jsonl.gz in the task's folder.")
+_seed = click.option("--seed", type=int, default=_SEED, show_default=True)
+
+
+@click.group()
+def lab() -> None:
+    """Train, calibrate, evaluate and attack; every run leaves a folder."""
+
+
+@_command(lab, _sources, _corpus, _out)
+def data(sources: Path | None, corpus: Path | None, out: Path) -> None:
+    """Build the frozen sets eval-1000, eval-10k and stream, with a manifest of counts and hashes."""
+    from gateway.lab.frozen import build_frozen
+
+    _show(build_frozen(_sources_at(sources), _corpus_at(TASK, corpus), out))
+
+
+@_command(lab, click.argument("folder", type=_PATH), click.argument("hands", nargs=-1, required=True), _out)
+def pack_corpus(folder: Path, hands: tuple[str, ...], out: Path) -> None:
+    """Check the HANDS' files in FOLDER against shortcuts and pack them into one corpus."""
+    from gateway.lab.corpus import pack_corpus as run
+
+    _show(run(folder, out, hands)._asdict())
+
+
+@_command(lab, click.argument("source", type=_PATH), _out)
+def pack_suite(source: Path, out: Path) -> None:
+    """Check the cases of SOURCE and pack them into the suite that `attack` reads."""
+    from gateway.lab.attack import pack_suite as run
+
+    click.echo(f"{run(source, out)} cases")
+
+
+@_command(
+    lab,
+    _sources,
+    _corpus,
+    _base,
+    _out,
+    click.option("--epochs", type=int, default=5, show_default=True),
+    _threads,
+    _seed,
+)
+def train_cnn(
+    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, epochs: int, threads: int, seed: int
+) -> None:
+    """Train the prefilter. Without --base, words start from random vectors."""
+    from gateway.lab.train_cnn import CnnConfig
+    from gateway.lab.train_cnn import train_cnn as run
+
+    config = CnnConfig(
+        sources=_text(_sources_or_none(sources)), corpus=str(_corpus_at(TASK, corpus)), out=str(out), base=_text(base),
+        epochs=epochs, threads=threads, seed=seed,
+    )  # fmt: skip
+    click.echo(run(config))
+
+
+@_command(
+    lab, _sources, _corpus, _base, _out, _threads, _seed,
+    click.option("--learning-rate", type=float, default=1e-3, show_default=True),
+    click.option("--epochs", type=int, default=1, show_default=True),
+)  # fmt: skip
+def tune_llm(
+    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, threads: int, seed: int,
+    learning_rate: float, epochs: int,
+) -> None:  # fmt: skip
+    """Tune the adapter with LoRA; the same command goes on where a stopped run was."""
+    from gateway.lab.mix import MixConfig
+    from gateway.lab.moderation import tune_moderation
+    from gateway.lab.tune import TuneConfig
+
+    config = TuneConfig(learning_rate=learning_rate, epochs=epochs, threads=threads, seed=seed)
+    prompts = _settings().home_path / "prompts"
+    mix = MixConfig(seed=seed)
+    click.echo(
+        tune_moderation(config, mix, _base_at(base), prompts, _sources_at(sources), _corpus_at(TASK, corpus), out)
+    )
+
+
+@_command(
+    lab, _task, _sources, _corpus, _base, _adapter, _readings, _threads,
+    click.option("--recall", type=float, default=0.95, show_default=True, help="What the prefilter must keep."),
+    click.option("--accept-above", type=float, help="The LLM's threshold; default: best F1 of the cascade."),
+)  # fmt: skip
+def calibrate(
+    task: str, sources: Path | None, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path,
+    threads: int, recall: float, accept_above: float | None,
+) -> None:  # fmt: skip
+    """Fit the LLM's calibration, choose both thresholds, and write them into the task's folder."""
+    from gateway.lab.calibrate_task import CalibrateConfig
+    from gateway.lab.calibrate_task import calibrate as run
+
+    _show(run(CalibrateConfig(
+        home=_settings().home_path, task=task, sources=_sources_at(sources), corpus=_corpus_at(task, corpus),
+        base=_base_at(base), adapter=_adapter_at(task, adapter), readings=readings, recall=recall,
+        accept_above=accept_above, threads=threads,
+    )))  # fmt: skip
+
+
+@_command(
+    lab, _task,
+    click.option("--run", type=_PATH, required=True, help="An evaluation's folder."),
+    click.option("--recall", type=float, required=True, help="What the prefilter is to keep."),
+)  # fmt: skip
+def simulate(task: str, run: Path, recall: float) -> None:
+    """Routing share, LLM calls, cost and flags at another recall of the prefilter; changes nothing."""
+    from gateway.lab.simulate import simulate as simulated
+
+    _show(simulated(_settings().home_path, task, run, recall))
+
+
+@_command(
+    lab, _task, _base, _adapter, _readings, _threads, _out,
+    click.option("--data", "file", type=_PATH, required=True, help="A frozen set, or a CSV, JSONL or Parquet file."),
+    click.option("--without", multiple=True, type=click.Choice(["previous", "prompted"]), help="Leave a system out."),
+    click.option("--curve", type=_PATH, help="curve.json of `lab curve`, for the report."),
+    name="eval",
+)  # fmt: skip
+def evaluate(
+    task: str, base: Path | None, adapter: Path | None, readings: Path, threads: int, out: Path, file: Path,
+    without: tuple[str, ...], curve: Path | None,
+) -> None:  # fmt: skip
+    """Compare the four systems on the rows of a file; predictions, metrics and a report with plots."""
+    from gateway.lab.evaluate import EvalConfig
+    from gateway.lab.evaluate import evaluate as run
+
+    systems = tuple(name for name in ("previous", "prompted") if name not in without)
+    found = run(EvalConfig(
+        home=_settings().home_path, task=task, data=file, out=out, base=_base_at(base),
+        adapter=_adapter_at(task, adapter), readings=readings, systems=systems, threads=threads, learning_curve=curve,
+    ))  # fmt: skip
+    for name, system in found.systems.items():
+        click.echo(f"{name:10} AUC within sources {system.auc}, pooled {system.pooled_auc}")
+    click.echo(f"report: {out / 'report.md'}")
+
+
+@_command(
+    lab, _task, _base, _adapter, _readings, _threads, _out,
+    click.option("--suite", type=_PATH, help="Another suite than the task's own."),
+)  # fmt: skip
+def attack(
+    task: str, base: Path | None, adapter: Path | None, readings: Path, threads: int, out: Path, suite: Path | None
+) -> None:
+    """Run the functional and adversarial suite through the cascade."""
+    from gateway.lab.attack import attack as run
+
+    found = run(
+        _settings().home_path, task, out, _base_at(base), readings, adapter=_adapter_at(task, adapter), suite=suite,
+        threads=threads,
+    )  # fmt: skip
+    click.echo(f"functional {found.functional_pass_rate}, injections {found.injection_success}")
+    click.echo(f"recall kept under disguise {found.recall_kept}; report: {out / 'report.md'}")
+
+
+@_command(lab, _task, _sources, _corpus, _base, _readings, _threads)
+def prompted(
+    task: str, sources: Path | None, corpus: Path | None, base: Path | None, readings: Path, threads: int
+) -> None:
+    """Choose the prompted base model's prompt and threshold on validation rows."""
+    from gateway.lab import prompted as prompts
+    from gateway.lab.systems import load_task
+
+    loaded = load_task(_settings().home_path, task)
+    rows = prompts.validation_rows(_sources_at(sources), _corpus_at(task, corpus))
+    choice = prompts.choose(loaded, _base_at(base), rows, readings, threads=threads)
+    click.echo(prompts.write(choice, loaded.folder))
+
+
+@_command(lab, _task, _sources, _corpus, _out)
+def previous(task: str, sources: Path | None, corpus: Path | None, out: Path) -> None:
+    """Train the previous system's CNN, choose its threshold, and freeze both in the task's folder."""
+    from gateway.lab.train_previous import freeze_previous, plain_config
+
+    config = plain_config(_sources_or_none(sources), _corpus_at(task, corpus), out)
+    threshold = freeze_previous(config, _settings().home_path / "tasks" / task / "previous")
+    click.echo(f"threshold {threshold}")
+
+
+@_command(lab, _sources, _corpus, _out, click.option("--epochs", type=int, default=3, show_default=True), _threads)
+def loso(sources: Path | None, corpus: Path | None, out: Path, epochs: int, threads: int) -> None:
+    """Leave one source out: the prefilter on sources that it never saw. Finished trainings are kept."""
+    from gateway.lab.loso import leave_one_out, markdown
+    from gateway.lab.train_cnn import CnnConfig
+    from gateway.lab.trainers import cnn_trainer
+
+    folder = _sources_at(sources)
+    config = CnnConfig(
+        sources=str(folder), corpus=str(_corpus_at(TASK, corpus)), out=str(out), epochs=epochs, threads=threads
+    )
+    click.echo("\n".join(markdown(leave_one_out(cnn_trainer(config), folder, out))))
+
+
+@_command(
+    lab, _sources, _corpus, _base, _out, _threads, _seed,
+    click.option("--data", "file", type=_PATH, required=True, help="The set that each size is measured on."),
+    click.option("--size", "sizes", type=int, multiple=True, help="Rows to tune on; repeatable."),
+)  # fmt: skip
+def curve(
+    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, threads: int, seed: int, file: Path,
+    sizes: tuple[int, ...],
+) -> None:  # fmt: skip
+    """The learning curve of the tuned LLM. Hours on a CPU; finished sizes are kept."""
+    from gateway.lab.curve import SIZES, learning_curve
+    from gateway.lab.evaluate import read_labelled
+    from gateway.lab.mix import MixConfig
+    from gateway.lab.trainers import LlmPlan
+    from gateway.lab.tune import TuneConfig
+
+    plan = LlmPlan(
+        TuneConfig(threads=threads, seed=seed), MixConfig(seed=seed), _base_at(base), _settings().home_path,
+        _corpus_at(TASK, corpus),
+    )  # fmt: skip
+    for size, found in learning_curve(plan, _sources_at(sources), read_labelled(file), out, sizes or SIZES):
+        click.echo(f"{size:7} rows: AUC {found}")
+
+
+@_command(lab, _task, _base, _adapter, _out)
+def export(task: str, base: Path | None, adapter: Path | None, out: Path) -> None:
+    """Merge base and adapter into a folder that TGI, vLLM and transformers load, and check it."""
+    from gateway.lab.merge import export_merged
+
+    gap = export_merged(_base_at(base), _adapter_at(task, adapter), out)
+    click.echo(f"{out}: largest difference of a logit {gap:.4f}")
+
+
+@_command(lab, _task, _sources, _corpus, _base, _adapter, _readings, _threads, _out)
+def reproduce(
+    task: str, sources: Path | None, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path,
+    threads: int, out: Path,
+) -> None:  # fmt: skip
+    """Rebuild the frozen sets, evaluate, attack, and compare with the committed results; status 1 where they differ."""
+    from gateway.lab.evaluate import EvalConfig
+    from gateway.lab.reproduce import reproduce as run
+
+    config = EvalConfig(
+        home=_settings().home_path, task=task, data=out, out=out, base=_base_at(base),
+        adapter=_adapter_at(task, adapter), readings=readings, threads=threads,
+    )  # fmt: skip
+    differences = run(config, _sources_at(sources), _corpus_at(task, corpus))
+    for d in differences:
+        click.echo(f"{d.result}: {d.number} is {d.now:.4f}, committed {d.committed:.4f}")
+    click.echo(f"{len(differences)} differences beyond the tolerance")
+    sys.exit(1 if differences else 0)
+
+
+def _settings() -> process_settings.Settings:
+    return process_settings.read(os.environ)
+
+
+def _sources_or_none(given: Path | None) -> Path | None:
+    return given or (Path(_settings().data_dir) if _settings().data_dir else None)
+
+
+def _sources_at(given: Path | None) -> Path:
+    from gateway.lab.rows import LabError
+
+    if (found := _sources_or_none(given)) is None or not found.is_dir():
+        raise LabError(f"there is no folder of public sources at {found}: give --sources or set GATEWAY_DATA_DIR")
+    return found
+
+
+def _corpus_at(task: str, given: Path | None) -> Path:
+    return given or _settings().home_path / "tasks" / task / "corpus.jsonl.gz"
+
+
+def _adapter_at(task: str, given: Path | None) -> Path:
+    return given or _settings().home_path / "tasks" / task / "adapter"
+
+
+def _base_at(given: Path | None) -> Path:
+    from gateway.local.fetch import fetch_model
+
+    return given or fetch_model(_settings().cache_path, Console(stderr=True))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _show(value: Any) -> None:
+    Console().print_json(msgspec.json.encode(value).decode())
