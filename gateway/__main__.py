@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 
 from gateway.cli.lazy import LazyGroup
-from gateway.core.problems import InvalidConfig
+from gateway.core.problems import InvalidConfig, Unusable
 
 COMMANDS = {
     "serve": ("gateway.cli.serve", "Serve the HTTP API."),
@@ -31,9 +31,10 @@ def main() -> None:
     """Entry point. Problems in what people wrote end with status 2 and the full list, never with a traceback."""
     try:
         cli(prog_name="gateway")
-    except InvalidConfig as error:
+    except Unusable as error:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[bold red]{len(error.problems)} problem(s)[/]")
+        if isinstance(error, InvalidConfig):
+            console.print(f"[bold red]{len(error.problems)} problem(s)[/]")
         console.out(str(error))
         sys.exit(2)
 

@@ -16,10 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from gateway.core.problems import Unusable
+
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class ModelFilesError(Exception):
+class ModelFilesError(Unusable):
     """A model folder or an adapter folder that cannot be loaded; the text names the folder and the reason."""
 
 

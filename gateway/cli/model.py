@@ -29,6 +29,9 @@ def fetch() -> None:
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="A LoRA adapter; repeatable.")
 @click.option("--max-concurrent-requests", type=int, default=128, show_default=True)
 @click.option("--max-top-n-tokens", type=int, default=10, show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of the model; what the machine has, if not given.")
+@click.option("--unknown-adapter", type=click.Choice(["base", "reject"]), default="base", show_default=True)
 def serve(
     folder: Path | None,
     host: str,
@@ -36,8 +39,14 @@ def serve(
     adapters: tuple[str, ...],
     max_concurrent_requests: int,
     max_top_n_tokens: int,
+    dtype: str,
+    threads: int | None,
+    unknown_adapter: str,
 ) -> None:
-    """Serve FOLDER (default: the fetched model) over TGI's wire API."""
+    """Serve FOLDER (default: the fetched model) over TGI's wire API.
+
+    Like TGI, it answers a request for an adapter that it does not have with the base model, unless told to reject it.
+    """
     from gateway.local.fetch import fetch_model
     from gateway.local.llm import serve as run
 
@@ -49,6 +58,9 @@ def serve(
         port=port,
         max_concurrent_requests=max_concurrent_requests,
         max_top_n_tokens=max_top_n_tokens,
+        dtype=dtype,
+        threads=threads,
+        unknown_adapter=unknown_adapter,
     )
 
 

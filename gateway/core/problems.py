@@ -19,7 +19,11 @@ class Problem(Struct, frozen=True, order=True):
         return f"{place}: {self.message}" + (f"\n    hint: {self.hint}" if self.hint else "")
 
 
-class InvalidConfig(Exception):
+class Unusable(Exception):
+    """What a person gave or has cannot be used. The text is all that they need; no traceback is shown for it."""
+
+
+class InvalidConfig(Unusable):
     """The configuration cannot be used; `problems` is the full list, sorted by place."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from gateway.core.problems import Unusable
+
 T = TypeVar("T")
 Label = Literal["clean", "violation"]
 Split = Literal["train", "calibration", "validation", "reserve", "test"]
@@ -28,7 +30,7 @@ _RESERVED = {"edos": 0.85}
 the order in which the mix draws (`unit(id, "mix")`) are a `reserve` for them, never trained on."""
 
 
-class LabError(ValueError):
+class LabError(Unusable, ValueError):
     """Input that the lab cannot use. The message says which file, what is wrong and what would be right."""
 
 

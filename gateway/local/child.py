@@ -12,11 +12,13 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gateway.core.problems import Unusable
+
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
 
 
-class ChildFailed(Exception):
+class ChildFailed(Unusable):
     """A child ended, or did not become ready in time. The text carries the end of its log."""
 
 

