@@ -46,7 +46,7 @@ def cnn_trainer(config: CnnConfig) -> Trainer:
 
         def score(rows: Sequence[Row]) -> Floats:
             found = np.array(logits(prefilter.network, prefilter.reader, [row.text for row in rows]))
-            return np.nan_to_num(found, nan=_UNREAD)
+            return np.where(np.isnan(found), _UNREAD, found)
 
         return score
 

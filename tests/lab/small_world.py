@@ -4,7 +4,11 @@ import json
 import random
 from pathlib import Path
 
+from gateway.adapters.prefilter.network import Network, Shape
+from gateway.adapters.prefilter.reading import Alphabet, Reader
+from gateway.adapters.prefilter.weights import Calibration, save_prefilter
 from gateway.lab.rows import Row, write_rows
+from gateway.lab.train_cnn import CnnConfig
 
 GOOD = (
     "the tap drips",
@@ -130,7 +134,7 @@ def write_sources(folder: Path) -> Path:
     """Two public sources of violations and one of service talk."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, share in (("convabuse", 0.5), ("uci_sms_spam", 0.5), ("multidogo", 0.0)):
-        made = rows(120, share, name, 1)
+        made = rows(240, share, name, 1)
         lines = [
             {"id": r.id, "source": name, "text": r.text, "label": r.label, "policy": r.policy,
              "split": "test" if i % 4 == 0 else "train"}
@@ -176,6 +180,15 @@ def write_home(home: Path) -> Path:
     return home
 
 
+def cnn_config(sources: Path, corpus: Path, out: Path) -> CnnConfig:
+    """Small enough to learn these phrases in seconds."""
+    return CnnConfig(
+        sources=str(sources), corpus=str(corpus), out=str(out), epochs=3, learning_rate=0.01, table_rate=0.01,
+        lexicon=200, buckets=64, dropout_words=0.0, dropout_features=0.0, batch=16,
+        shape={"word_dim": 16, "word_filters": 16, "byte_dim": 4, "byte_filters": 4, "hidden": 16},
+    )  # fmt: skip
+
+
 def write_frozen(path: Path, count: int = 160) -> Path:
     """A labelled set of three sources, an eighth violations."""
     made = [r for s in ("convabuse", "uci_sms_spam", "marketplace") for r in rows(count // 3, 0.25, s, 9)]
@@ -187,3 +200,11 @@ def _gzip_lines(path: Path, lines: list[dict[str, object]]) -> None:
     import gzip
 
     path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+
+
+def untrained_prefilter(config: CnnConfig, folder: Path) -> None:
+    """A prefilter that loads and knows nothing."""
+    alphabet = Alphabet(max_bytes=256, max_words=64, buckets=8, shortest_group=3, longest_group=5, words="the a")
+    shape = Shape(table_rows=Reader(alphabet).table_rows, **config.shape)  # type: ignore[arg-type]
+    calibration = Calibration(a=1.0, b=0.0, fitted_share=0.5, deployed_share=0.015)
+    save_prefilter(folder / "prefilter.safetensors", Network(shape), alphabet, calibration, {})
