@@ -13,6 +13,7 @@ from gateway.adapters.sql.access import new_key
 from gateway.local.child import Child, free_port
 
 ROOT = Path(__file__).parent.parent
+MIGRATIONS = ROOT / "migrations"
 
 MODELS = """
 [tiny]
@@ -80,7 +81,7 @@ def make_home(folder: Path, tokenizer: Path, files: Mapping[str, str] | None = N
         path.write_text(text, "utf-8")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     if not (folder / "migrations").exists():
-        (folder / "migrations").symlink_to(ROOT / "migrations")
+        (folder / "migrations").symlink_to(MIGRATIONS)
     return folder
 
 

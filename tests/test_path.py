@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 from langserve import RemoteRunnable
-from stack import Gateway, gateway, llm_process, make_home
+from stack import MIGRATIONS, Gateway, gateway, llm_process, make_home
 
 from gateway.adapters.sql.access import new_key
+from gateway.adapters.sql.migrate import upgrade
 from gateway.local.valkey import start_valkey
 
 INVOKE = "/tasks/manners/invoke"
@@ -72,10 +73,6 @@ async def test_one_message_through_every_part(
 
 async def test_two_gateways_share_cache_and_quota(home: Path, postgres_url: str, store: str, llm_server: str) -> None:
     """What one replica answered the other knows; what one admitted the other counts."""
-    from conftest import MIGRATIONS
-
-    from gateway.adapters.sql.migrate import upgrade
-
     await upgrade(postgres_url, MIGRATIONS)
     key = await new_key(postgres_url, "shop", frozenset({"invoke", "read"}))
     task = home / "tasks/manners/task.toml"
