@@ -24,7 +24,7 @@ async def test_a_budget_set_while_gateways_run_survives_a_store_that_lost_everyt
     """A team limit holds on both replicas without restart and counts what was spent before; after Valkey came back
     empty, what is left of the budget is what the ledger says, to the nano-dollar.
     """
-    from conftest import MIGRATIONS
+    from stack import MIGRATIONS
 
     from gateway.adapters.sql.migrate import upgrade
 
