@@ -17,6 +17,7 @@ from msgspec import Struct
 from gateway import settings as process_settings
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.schema import Schema
+from gateway.adapters.sql.claims import SqlClaims
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.keys import SqlKeys
@@ -147,7 +148,13 @@ class Process:
         )
         self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
         self._engine = Engine(
-            self._store, self._ledger, self._clock, settings.zone, settings.permits, self._limits.of_team
+            self._store,
+            self._ledger,
+            self._clock,
+            settings.zone,
+            settings.permits,
+            self._limits.of_team,
+            SqlClaims(self._database),
         )
         self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
         self._draining = False

@@ -6,6 +6,7 @@ already in the ledger. Errors raised here were raised before anything was starte
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -16,6 +17,7 @@ from gateway.core import cascade
 from gateway.core.cache import Kept, cache_key, pack, unpack
 from gateway.core.clock import Clock
 from gateway.core.errors import BudgetExceeded, CascadeExhausted, GatewayError, Overloaded, Unavailable
+from gateway.core.idempotency import Claims, replay
 from gateway.core.inference import Answer, Inference, Invocation, RateHeader
 from gateway.core.meter import Intents, Meter, Reservations, Settlement
 from gateway.core.quotas import Charge, Limit, at_the_door
@@ -61,7 +63,8 @@ class Ledger(Intents, Protocol):
 class Engine:
     """Answers invocations. One per process; `permits` bounds what is under way at once.
 
-    `team_limits` gives the limits of a caller team, which hold beside the task's own.
+    `team_limits` gives the limits of a caller team, which hold beside the task's own. Without `claims` an
+    Idempotency-Key means nothing.
     """
 
     def __init__(
@@ -72,9 +75,10 @@ class Engine:
         zone: ZoneInfo,
         permits: int,
         team_limits: Callable[[str], Sequence[Limit]] = lambda _: (),
+        claims: Claims | None = None,
     ) -> None:
         self._store, self._ledger, self._clock, self._zone = store, ledger, clock, zone
-        self._team_limits = team_limits
+        self._team_limits, self._claims = team_limits, claims
         self._free = permits
         self._flights: dict[str, asyncio.Task[tuple[cascade.Outcome, Meter]]] = {}
         self._running: set[asyncio.Task[Answer]] = set()
@@ -88,7 +92,7 @@ class Engine:
         if self._free <= 0:
             raise Overloaded("The gateway is at its limit of concurrent requests.", retry_after_s=1)
         self._free -= 1
-        running = asyncio.create_task(self._answer(task, invocation))
+        running = asyncio.create_task(self._answer_once(task, invocation))
         self._running.add(running)
         running.add_done_callback(self._done)
         answer = await asyncio.shield(running)
@@ -99,6 +103,21 @@ class Engine:
         """Wait for everything that is under way."""
         while self._running:
             await asyncio.wait(self._running)
+
+    async def _answer_once(self, task: LoadedTask, invocation: Invocation) -> Answer:
+        """Answer, or repeat what was answered under the same Idempotency-Key. Raises Conflict too."""
+        if self._claims is None or invocation.idempotency_key is None:
+            return await self._answer(task, invocation)
+        if (recorded := await replay(self._claims, invocation, self._clock)) is not None:
+            return Answer(recorded, replayed=True)
+        answer = None
+        try:
+            answer = await self._answer(task, invocation)
+        finally:
+            if answer is None or answer.inference.decision.status == "failed":
+                with suppress(Unavailable):
+                    await self._claims.release(invocation)
+        return answer
 
     async def _answer(self, task: LoadedTask, invocation: Invocation) -> Answer:
         start_s = self._clock.monotonic_s()

@@ -192,7 +192,7 @@ async def test_readiness_follows_the_parts(serve):
 
 
 async def test_limits_of_a_team_are_replaced_whole(served):
-    """`PUT /teams/{team}/limits` says what holds from now on; a limit that cannot be counted and an unknown team fail."""
+    """`PUT /teams/{team}/limits` says what holds from now on; what cannot be counted is refused."""
     path, limit = "/teams/other/limits", {"resource": "cost", "limit": "200.00", "per": "month"}
     done = await served.client.put(path, json={"limits": [limit]})
     assert (done.status_code, done.json()["limits"]) == (200, [limit])

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, field
 
 from gateway.adapters.sql import tables
+from gateway.core import idempotency
 from gateway.core.inference import Attempt, Decision, Inference, Intent, ModelCall
 
 # How long the same Idempotency-Key is known to name this run.
@@ -67,11 +68,8 @@ def _add_inference(rows: Rows, inference: Inference, instant: ToInstant) -> None
         rows.review.append(_review(inference, inference.review_id, input_hash, received_at))
         text = asked.canonical.decode()
         rows.review_text.append((inference.review_id, asked.attribution.subject_id, text, received_at, None))
-    if asked.idempotency_key is not None:
-        expires_at = instant(asked.received_at + IDEMPOTENCY_TTL)
-        rows.idempotency.append(
-            (asked.caller.team, asked.task, asked.idempotency_key, input_hash, asked.id, received_at, expires_at)
-        )
+    if asked.idempotency_key is not None and inference.decision.status != "failed":
+        rows.idempotency.append(_idempotency(inference, asked.idempotency_key, input_hash, instant))
 
 
 def _inference(inference: Inference, input_hash: bytes, received_at: Any) -> tuple[Any, ...]:
@@ -209,6 +207,20 @@ def _review(inference: Inference, review_id: str, input_hash: bytes, received_at
         decision.reason,
         received_at,
         None,
+    )
+
+
+def _idempotency(inference: Inference, key: str, input_hash: bytes, instant: ToInstant) -> tuple[Any, ...]:
+    asked = inference.invocation
+    return (
+        asked.caller.team,
+        asked.task,
+        key,
+        input_hash,
+        asked.id,
+        instant(asked.received_at),
+        instant(asked.received_at + IDEMPOTENCY_TTL),
+        idempotency.pack(inference),
     )
 
 

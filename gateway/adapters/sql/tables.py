@@ -29,7 +29,7 @@ from sqlalchemy import (
 from gateway.adapters.sql.types import Id, Instant, Json
 
 LEDGER = ("inference", "attempt", "model_call")
-APPEND_ONLY = (*LEDGER, "feedback", "review", "review_event", "audit_log")
+APPEND_ONLY = (*LEDGER, "feedback", "review", "review_event", "audit_log", "usage_close", "price_adjustment")
 PLATFORM_TEAM = "platform"
 
 metadata = MetaData(
@@ -291,6 +291,7 @@ idempotency = Table(
     Column("inference_id", Id, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False, index=True),
+    Column("outcome", LargeBinary),
     PrimaryKeyConstraint("team", "task", "key"),
 )
 
@@ -314,4 +315,31 @@ usage_day = Table(
     Column("unsettled_nano", BigInteger, nullable=False),
     Column("closed_at", Instant, nullable=False),
     PrimaryKeyConstraint("day", "payer_team", "caller_team", "owner_team", "task", "kind", "stage", "model"),
+)
+
+# A month's export as it was handed over, by the month's first day.
+usage_close = Table(
+    "usage_close",
+    metadata,
+    Column("month", Date, primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("closed_at", Instant, nullable=False),
+)
+
+# Money given back or asked for later: it counts on `day`, and `corrects` is the first day of the month it is about.
+price_adjustment = Table(
+    "price_adjustment",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("day", Date, nullable=False, index=True),
+    Column("corrects", Date, nullable=False),
+    Column("payer_team", String(63), nullable=False),
+    Column("caller_team", String(63), nullable=False),
+    Column("owner_team", String(63), nullable=False),
+    Column("task", String(63), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("cost_nano", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
 )

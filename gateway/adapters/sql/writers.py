@@ -27,14 +27,15 @@ from gateway.adapters.sql.tables import LEDGER
 from gateway.adapters.sql.types import to_microseconds
 from gateway.core.inference import Inference, Intent
 
-# A review is shared by the runs that join it, and a key may be used anew once it has expired.
+# A review is shared by the runs that join it. A key is the claimant's, and may be used anew once it has expired.
 _IF_NEW = {
     "review": "ON CONFLICT (id) DO NOTHING",
     "review_text": "ON CONFLICT (review_id) DO NOTHING",
     "idempotency": (
         "ON CONFLICT (team, task, key) DO UPDATE SET body_hash = excluded.body_hash, "
-        "inference_id = excluded.inference_id, created_at = excluded.created_at, expires_at = excluded.expires_at "
-        "WHERE idempotency.expires_at <= excluded.created_at"
+        "inference_id = excluded.inference_id, created_at = excluded.created_at, expires_at = excluded.expires_at, "
+        "outcome = excluded.outcome "
+        "WHERE idempotency.inference_id = excluded.inference_id OR idempotency.expires_at <= excluded.created_at"
     ),
 }
 
