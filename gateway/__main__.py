@@ -15,6 +15,8 @@ COMMANDS = {
     "check": ("gateway.cli.check", "Check tasks, prompts and models; report every problem."),
     "teams": ("gateway.cli.access", "Teams."),
     "keys": ("gateway.cli.access", "API keys."),
+    "audit": ("gateway.cli.audit", "What administrators did."),
+    "task": ("gateway.cli.task", "Versions of a task: their history, and what changed."),
     "db": ("gateway.cli.db", "The database schema."),
     "model": ("gateway.cli.model", "The local LLM: fetch and serve."),
     "lab": ("gateway.cli.lab", "Train, calibrate and evaluate."),

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 import uuid_utils
 from litestar import Litestar
@@ -17,7 +16,7 @@ from msgspec import Struct
 from gateway import settings as process_settings
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.schema import Schema
-from gateway.adapters.sql.claims import SqlClaims
+from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.keys import SqlKeys
@@ -35,8 +34,10 @@ from gateway.core.engine import Engine
 from gateway.core.errors import Unavailable
 from gateway.core.examples import ExamplesRun, run_examples
 from gateway.core.loaded import LoadedModel, StageFiles, Validator
+from gateway.core.pins import Pins
 from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.registry import Registry, load
+from gateway.core.reload import Reloader
 from gateway.core.sweep import sweep_for_ever
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
 from gateway.core.team_limits import TeamLimits
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from gateway.adapters.chain_builder import ChainBuilder
 
 log = structlog.get_logger()
+
+_SHOWN_PROBLEMS = 20
 
 
 class Stages:
@@ -137,7 +140,9 @@ class Process:
         self._settings = settings
         self._clock = Clock(new_id=_new_id)
         self._stages = Stages()
+        self._reloader = Reloader(settings.home_path, lambda: load_registry(settings, self._stages), self._adopt)
         self._registry = load_registry(settings, self._stages)
+        self._pins = Pins(lambda: self._registry, self._stages.verify)
         self._database = Database(settings.database)
         self._store = RedisStore(RedisSettings(url=settings.redis_url), on_empty=self._rebuild_budgets)
         self._spending = SqlSpending(self._database)
@@ -148,13 +153,7 @@ class Process:
         )
         self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
         self._engine = Engine(
-            self._store,
-            self._ledger,
-            self._clock,
-            settings.zone,
-            settings.permits,
-            self._limits.of_team,
-            SqlClaims(self._database),
+            self._store, self._ledger, self._clock, settings.zone, settings.permits, self._limits.of_team
         )
         self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
         self._draining = False
@@ -169,6 +168,8 @@ class Process:
             runs=SqlRuns(self._database),
             feedback=SqlFeedback(self._database),
             usage=SqlUsage(self._database),
+            versions=SqlFingerprints(self._database),
+            audit=SqlAudit(self._database),
             clock=self._clock,
             checks=self._checks(),
             draining=lambda: self._draining,
@@ -193,14 +194,15 @@ class Process:
                 self._sweeper, self._store, self._clock, self._settings.sweep_s, self._settings.orphan_after_s
             )
         )
-        following = asyncio.create_task(self._limits.follow())
+        following = [asyncio.create_task(each.follow()) for each in (self._limits, self._reloader, self._pins)]
         log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
         try:
             yield
         finally:
             self._draining = True
             sweeping.cancel()
-            following.cancel()
+            for each in following:
+                each.cancel()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._engine.drain(), self._settings.drain_s)
             await self._stages.aclose()
@@ -218,10 +220,22 @@ class Process:
         with suppress(Unavailable):
             # A store that is away is told as soon as it is back.
             await self._limits.refresh()
+        await self._remember(self._registry)
+
+    async def _adopt(self, registry: Registry) -> None:
+        """Serve these tasks from the next request on; requests under way hold the task that they began with.
+
+        Raises Unavailable, and changes nothing, where the versions cannot be remembered.
+        """
+        await self._remember(registry)
+        self._registry = registry
+        with suppress(Unavailable):
+            await self._limits.refresh()
+
+    async def _remember(self, registry: Registry) -> None:
         fingerprints = SqlFingerprints(self._database)
-        for name, task in self._registry.tasks.items():
-            config = msgspec.to_builtins(task.declared)
-            await fingerprints.remember(task.fingerprint, name, config, self._clock.now())
+        for name, task in registry.tasks.items():
+            await fingerprints.remember(task.fingerprint, name, task.config, self._clock.now())
 
     async def _rebuild_budgets(self, store: RedisStore) -> None:
         """The store came up without its counters: the ledger knows them."""
@@ -238,7 +252,23 @@ class Process:
             await self._store.ping()
             return "request quotas come from this process's share" if self._store.health().degraded else None
 
-        return {"database": Check(database, required=True), "store": Check(store)}
+        async def config() -> str | None:
+            if not (problems := self._reloader.problems):
+                return None
+            shown = "; ".join(f"{p.file}: {p.path}: {p.message}" for p in problems[:_SHOWN_PROBLEMS])
+            return f"the last edit changed nothing, it has {len(problems)} problem(s): {shown}"
+
+        async def models() -> str | None:
+            # Addresses of servers are in the log; the page is public.
+            names = ", ".join(f"`{name}`" for name in sorted(self._pins.differing))
+            return f"not what models.toml pins, or away: {names}" if names else None
+
+        return {
+            "database": Check(database, required=True),
+            "store": Check(store),
+            "config": Check(config),
+            "models": Check(models),
+        }
 
 
 def serve(settings: Settings) -> None:

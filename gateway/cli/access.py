@@ -16,7 +16,7 @@ from gateway.core.keys import SCOPES
 from gateway.core.task import Per, Resource
 
 
-def _database_url() -> str:
+def database_url() -> str:
     return process_settings.read(os.environ).database
 
 
@@ -34,10 +34,10 @@ def create_team(name: str) -> None:
     from gateway.core.records import Team
 
     async def run() -> None:
-        async with opened(_database_url()) as database:
+        async with opened(database_url()) as database:
             await SqlTeams(database).add(Team(name, datetime.now(UTC)))
 
-    _finish(run())
+    finish(run())
 
 
 @teams.command("list")
@@ -47,11 +47,11 @@ def list_teams() -> None:
     from gateway.adapters.sql.teams import SqlTeams
 
     async def run() -> None:
-        async with opened(_database_url()) as database:
+        async with opened(database_url()) as database:
             for team in await SqlTeams(database).all():
                 click.echo(team.name)
 
-    _finish(run())
+    finish(run())
 
 
 @teams.command("limit")
@@ -71,7 +71,7 @@ def limit_team(name: str, resource: Resource, per: Per | None, amount: str | Non
         raise click.UsageError("give either --limit or --remove")
 
     async def run() -> None:
-        async with opened(_database_url()) as database:
+        async with opened(database_url()) as database:
             team = await SqlTeams(database).find(name)
             kept = [each for each in (team.limits if team else ()) if (each.resource, each.per) != (resource, per)]
             if amount is not None:
@@ -81,7 +81,7 @@ def limit_team(name: str, resource: Resource, per: Per | None, amount: str | Non
             for each in (await SqlTeams(database).set_limits(name, kept)).limits:
                 click.echo(f"{name}: {each.limit} {each.resource}" + (f" per {each.per}" if each.per else " at once"))
 
-    _finish(run())
+    finish(run())
 
 
 @click.group()
@@ -100,9 +100,9 @@ def create_key(team: str, scopes: tuple[str, ...], expires_days: int | None) -> 
     expires_at = datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None
 
     async def run() -> None:
-        click.echo(await new_key(_database_url(), team, frozenset(scopes), expires_at))
+        click.echo(await new_key(database_url(), team, frozenset(scopes), expires_at))
 
-    _finish(run())
+    finish(run())
 
 
 @keys.command("list")
@@ -115,14 +115,27 @@ def list_keys(team: str | None) -> None:
     table = Table("id", "team", "scopes", "created", "expires", "revoked")
 
     async def run() -> None:
-        async with opened(_database_url()) as database:
+        async with opened(database_url()) as database:
             for key in await SqlKeys(database).of_team(team):
                 times = (key.created_at, key.expires_at, key.revoked_at)
                 shown = (at.isoformat(timespec="seconds") if at else "" for at in times)
                 table.add_row(key.id, key.team, " ".join(sorted(key.scopes)), *shown)
         Console().print(table)
 
-    _finish(run())
+    finish(run())
+
+
+@keys.command("rotate")
+@click.argument("key_id")
+@click.option("--overlap-hours", type=click.IntRange(0, 720), default=24, show_default=True)
+def rotate_key(key_id: str, overlap_hours: int) -> None:
+    """Make a key in the place of another, which works on through the overlap. The new one is printed once."""
+    from gateway.adapters.sql.access import rotated_key
+
+    async def run() -> None:
+        click.echo(await rotated_key(database_url(), key_id, timedelta(hours=overlap_hours)))
+
+    finish(run())
 
 
 @keys.command("revoke")
@@ -133,13 +146,13 @@ def revoke_key(key_id: str) -> None:
     from gateway.adapters.sql.keys import SqlKeys
 
     async def run() -> None:
-        async with opened(_database_url()) as database:
+        async with opened(database_url()) as database:
             await SqlKeys(database).revoke(key_id, datetime.now(UTC))
 
-    _finish(run())
+    finish(run())
 
 
-def _finish(work: Coroutine[Any, Any, None]) -> None:
+def finish(work: Coroutine[Any, Any, None]) -> None:
     """Run a command's work; an error that a caller may see is told without a traceback."""
     try:
         asyncio.run(work)

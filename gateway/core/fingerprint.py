@@ -25,8 +25,7 @@ def fingerprint(task: Task, folder: Path, prompts: Mapping[str, Prompt], models:
     severities = {name: policy.severity for name, policy in task.policy.items()}
     stages = [_shape(stage) for stage in task.stage]
     digest.update(canonical_json((stages, task.positive, task.actions, severities)))
-    files = {task.input, task.output, *(name for stage in task.stage for name in _shaping_files(folder, stage))}
-    for name in sorted(files):
+    for name in sorted(files_that_shape(task, folder)):
         digest.update(f"\n{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}".encode())
     for stage in task.stage:
         if isinstance(stage, ChainStage):
@@ -40,6 +39,11 @@ def config_hash(task: Task, models: Mapping[str, Model]) -> str:
     """16 hex digits over everything that is declared for the task and the models it uses."""
     used = {stage.model: models[stage.model] for stage in task.stage if isinstance(stage, ChainStage)}
     return hashlib.sha256(canonical_json(msgspec.to_builtins((task, used)))).hexdigest()[:16]
+
+
+def files_that_shape(task: Task, folder: Path) -> set[str]:
+    """Names of the files of the task's folder whose content shapes its answers."""
+    return {task.input, task.output, *(name for stage in task.stage for name in _shaping_files(folder, stage))}
 
 
 def files_of(stage: Stage) -> Iterator[tuple[str, str]]:

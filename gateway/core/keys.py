@@ -13,6 +13,7 @@ from typing import Literal, Protocol, get_args
 
 from msgspec import Struct
 
+from gateway.core.audit import TERMINAL, Actor
 from gateway.core.inference import Caller
 
 KeyScope = Literal["invoke", "read", "review", "finance", "admin"]
@@ -45,18 +46,24 @@ class Presented(Struct, frozen=True):
 
 
 class KeyStore(Protocol):
-    """Where keys live."""
+    """Where keys live. Whatever changes them is written to the audit log as the act of `by`, in one transaction."""
 
     async def find(self, key_id: str) -> ApiKey | None:
         """The key of that id, usable or not. Raises Unavailable."""
 
-    async def add(self, key: ApiKey) -> None:
+    async def add(self, key: ApiKey, by: Actor = TERMINAL) -> None:
         """Store a new key. Raises NotFound where the team does not exist, Unavailable."""
+
+    async def rotate(self, key_id: str, new: ApiKey, until: datetime, by: Actor = TERMINAL) -> None:
+        """Store `new` in the place of a key, which is refused from `until` on: both or neither.
+
+        Raises NotFound, Unavailable.
+        """
 
     async def of_team(self, team: str | None) -> Sequence[ApiKey]:
         """All keys of a team, or of all, oldest first."""
 
-    async def revoke(self, key_id: str, at: datetime) -> None:
+    async def revoke(self, key_id: str, at: datetime, by: Actor = TERMINAL) -> None:
         """From `at` on the key is refused. Raises NotFound."""
 
 

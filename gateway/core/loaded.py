@@ -58,7 +58,7 @@ class LoadedModel(Struct, frozen=True):
 
 
 class LoadedTask(Struct, frozen=True):
-    """A task that is ready to answer."""
+    """A task that is ready to answer. `config` is everything that `fingerprint` is the hash of, for people."""
 
     name: str
     declared: Task
@@ -71,3 +71,4 @@ class LoadedTask(Struct, frozen=True):
     examples: tuple[Example, ...]
     fingerprint: str
     config_hash: str
+    config: Mapping[str, Any] = {}

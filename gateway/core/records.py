@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from gateway.core.audit import TERMINAL, Actor
 from gateway.core.inference import NOTHING_USED, Attempt, CacheStatus, Decision, Kind, Usage
 from gateway.core.task import Per, Resource
 
@@ -107,13 +108,13 @@ class Team(Struct, frozen=True):
 
 
 class Teams(Protocol):
-    """The tenants."""
+    """The tenants. Whatever changes them is written to the audit log as the act of `by`, in one transaction."""
 
-    async def add(self, team: Team) -> None:
+    async def add(self, team: Team, by: Actor = TERMINAL) -> None:
         """Raises Conflict where the name is taken, Unavailable."""
 
     async def all(self) -> Sequence[Team]:
         """Every team by name. Raises Unavailable."""
 
-    async def set_limits(self, name: str, limits: Sequence[TeamLimit]) -> Team:
+    async def set_limits(self, name: str, limits: Sequence[TeamLimit], by: Actor = TERMINAL) -> Team:
         """Replace the team's limits; what was used stays used. Raises NotFound, Unavailable."""

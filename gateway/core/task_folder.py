@@ -18,6 +18,7 @@ from gateway.core.problems import InvalidConfig, Problem, did_you_mean
 from gateway.core.prompts import Prompt
 from gateway.core.quotas import Limit, limit_of
 from gateway.core.task import ChainStage, Example, Stage, Task
+from gateway.core.versions import describe
 
 _NAME = re.compile(r"^[a-z][a-z0-9_-]{0,62}$")
 
@@ -67,6 +68,7 @@ class TaskFolder:
             examples=examples,
             fingerprint=fingerprint(task, self._folder, self._prompts, models),
             config_hash=config_hash(task, models),
+            config=describe(task, self._folder, self._prompts, models),
         )
 
     def _declaration(self) -> Task | None:

@@ -6,11 +6,13 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
 
+from gateway.core.audit import AuditLog
 from gateway.core.clock import Clock
 from gateway.core.engine import Engine
 from gateway.core.keys import KeyStore
 from gateway.core.records import FeedbackStore, Runs, Teams, UsageReport
 from gateway.core.registry import Registry
+from gateway.core.versions import Versions
 
 
 class Check(Struct, frozen=True):
@@ -38,6 +40,8 @@ class Doors(Struct, frozen=True, kw_only=True):
     runs: Runs
     feedback: FeedbackStore
     usage: UsageReport
+    versions: Versions
+    audit: AuditLog
     clock: Clock
     checks: Mapping[str, Check] = field(default_factory=dict)
     draining: Callable[[], bool] = lambda: False

@@ -5,15 +5,14 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
-import structlog
 from litestar import Request, delete, get, post
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
 from gateway.core.errors import NotFound
-from gateway.core.inference import Caller
 from gateway.core.keys import ApiKey, KeyScope, mint
 from gateway.core.task import Name
+from gateway.web.audit import actor_of
 from gateway.web.auth import Keyring
 from gateway.web.contract import Query, contract
 from gateway.web.doors import Doors, WebSettings
@@ -21,8 +20,6 @@ from gateway.web.envelope import invalid, parse
 from gateway.web.exchange import exchange_of
 from gateway.web.limits import read_body
 from gateway.web.reply import Reply, json_reply
-
-log = structlog.get_logger()
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -94,9 +91,9 @@ class KeyPages:
         body = parse(self._new_decoder, await read_body(request, self._settings), self._settings)
         if body.expires_at is not None and body.expires_at <= self._doors.clock.now():
             raise invalid("The key would never work.", ("$.expires_at", "lies in the past"))
-        created = await self._mint(body.team, frozenset(body.scopes), body.expires_at)
-        _audit("key_created", exchange.caller, created.info)
-        return json_reply(created, exchange.headers(), 201)
+        key, text = mint(body.team, frozenset(body.scopes), self._doors.clock.now(), body.expires_at)
+        await self._doors.keys.add(key, actor_of(exchange.caller))
+        return json_reply(CreatedKey(text, _view(key)), exchange.headers(), 201)
 
     async def list_keys(self, request: AnyRequest) -> Reply:
         """All keys, or those of one team, without their secrets."""
@@ -111,33 +108,21 @@ class KeyPages:
         now, old = self._doors.clock.now(), await self._doors.keys.find(request.path_params["key_id"])
         if old is None or not old.usable(now):
             raise NotFound("There is no such key in use.")
-        created = await self._mint(old.team, old.scopes, old.expires_at)
-        await self._revoke(old.id, now + timedelta(seconds=body.overlap_s))
-        _audit("key_rotated", exchange.caller, created.info, replaces=old.id)
-        return json_reply(created, exchange.headers(), 201)
+        new, text = mint(old.team, old.scopes, now, old.expires_at)
+        until = now + timedelta(seconds=body.overlap_s)
+        await self._doors.keys.rotate(old.id, new, until, actor_of(exchange.caller))
+        self._keyring.forget(old.id)
+        return json_reply(CreatedKey(text, _view(new)), exchange.headers(), 201)
 
     async def revoke_key(self, request: AnyRequest) -> Reply:
         """From now on the key is refused: here at once, by every other replica within two seconds."""
         exchange = exchange_of(request, self._doors.clock)
         key_id = request.path_params["key_id"]
-        await self._revoke(key_id, self._doors.clock.now())
+        await self._doors.keys.revoke(key_id, self._doors.clock.now(), actor_of(exchange.caller))
+        self._keyring.forget(key_id)
         if (key := await self._doors.keys.find(key_id)) is None:
             raise NotFound("There is no such key.")
-        _audit("key_revoked", exchange.caller, _view(key))
         return json_reply(_view(key), exchange.headers())
-
-    async def _mint(self, team: str, scopes: frozenset[str], expires_at: datetime | None) -> CreatedKey:
-        key, text = mint(team, scopes, self._doors.clock.now(), expires_at)
-        await self._doors.keys.add(key)
-        return CreatedKey(text, _view(key))
-
-    async def _revoke(self, key_id: str, at: datetime) -> None:
-        await self._doors.keys.revoke(key_id, at)
-        self._keyring.forget(key_id)
-
-
-def _audit(event: str, by: Caller, key: KeyView, **more: str) -> None:
-    log.info(event, by_team=by.team, by_key=by.key_id, key_id=key.id, team=key.team, scopes=key.scopes, **more)
 
 
 def _view(key: ApiKey) -> KeyView:

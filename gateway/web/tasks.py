@@ -63,25 +63,27 @@ class TaskPages:
 
     async def show_task(self, request: AnyRequest) -> Reply:
         """One task: its owner, stages, actions and policies, and the fingerprint that answers now."""
-        return self._reply(request, _view(self._task(request)))
+        return self._reply(request, _view(offered_task(self._doors, request)))
 
     async def input_schema(self, request: AnyRequest) -> Reply:
         """The JSON schema of the task's input."""
-        return self._reply(request, self._task(request).input_schema)
+        return self._reply(request, offered_task(self._doors, request).input_schema)
 
     async def output_schema(self, request: AnyRequest) -> Reply:
         """The JSON schema of the task's output."""
-        return self._reply(request, self._task(request).output_schema)
-
-    def _task(self, request: AnyRequest) -> LoadedTask:
-        caller = exchange_of(request, self._doors.clock).caller
-        task = self._doors.registry().task(request.path_params["task"])
-        if not may_call(task, caller.team):
-            raise Forbidden(f"The team `{caller.team}` is not among the callers of the task `{task.name}`.")
-        return task
+        return self._reply(request, offered_task(self._doors, request).output_schema)
 
     def _reply(self, request: AnyRequest, value: object) -> Reply:
         return json_reply(value, exchange_of(request, self._doors.clock).headers())
+
+
+def offered_task(doors: Doors, request: AnyRequest) -> LoadedTask:
+    """The task of the path. Raises UnknownTask, and Forbidden where it is not offered to the caller's team."""
+    caller = exchange_of(request, doors.clock).caller
+    task = doors.registry().task(request.path_params["task"])
+    if not may_call(task, caller.team):
+        raise Forbidden(f"The team `{caller.team}` is not among the callers of the task `{task.name}`.")
+    return task
 
 
 def _view(task: LoadedTask) -> TaskView:

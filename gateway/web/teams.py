@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-import structlog
 from litestar import Request, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
@@ -14,14 +13,13 @@ from gateway.core.errors import Conflict, NotFound
 from gateway.core.records import Team, TeamLimit
 from gateway.core.task import Name
 from gateway.core.team_limits import team_limit
+from gateway.web.audit import actor_of
 from gateway.web.contract import contract
 from gateway.web.doors import Doors, WebSettings
 from gateway.web.envelope import parse
 from gateway.web.exchange import exchange_of
 from gateway.web.limits import read_body
 from gateway.web.reply import Reply, json_reply
-
-log = structlog.get_logger()
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -75,8 +73,7 @@ class TeamPages:
         exchange = exchange_of(request, self._doors.clock)
         body = parse(self._decoder, await read_body(request, self._settings), self._settings)
         team = Team(body.name, self._doors.clock.now())
-        await self._doors.teams.add(team)
-        log.info("team_created", by_team=exchange.caller.team, by_key=exchange.caller.key_id, team=team.name)
+        await self._doors.teams.add(team, actor_of(exchange.caller))
         return json_reply(_view(team), exchange.headers(), 201)
 
     async def limit_team(self, request: AnyRequest) -> Reply:
@@ -85,8 +82,8 @@ class TeamPages:
         body = parse(self._limits_decoder, await read_body(request, self._settings), self._settings)
         for limit in body.limits:
             team_limit(limit)
-        team = await self._doors.teams.set_limits(request.path_params["team"], body.limits)
-        log.info("team_limited", by_team=exchange.caller.team, by_key=exchange.caller.key_id, team=team.name)
+        name, by = request.path_params["team"], actor_of(exchange.caller)
+        team = await self._doors.teams.set_limits(name, body.limits, by)
         return json_reply(_view(team), exchange.headers())
 
     async def list_teams(self, request: AnyRequest) -> Reply:

@@ -7,6 +7,7 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.web.api import Verbs
+from gateway.web.audit import AuditPages
 from gateway.web.auth import Doorkeeper, Keyring
 from gateway.web.contract import contract_of
 from gateway.web.doors import Doors, WebSettings
@@ -18,6 +19,7 @@ from gateway.web.runs import RunPages
 from gateway.web.tasks import TaskPages
 from gateway.web.teams import TeamPages
 from gateway.web.usage import UsagePages
+from gateway.web.versions import VersionPages
 
 
 def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHandler] = ()) -> Litestar:
@@ -26,10 +28,12 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
     routes = [
         *Verbs(doors, settings).routes(),
         *TaskPages(doors).routes(),
+        *VersionPages(doors).routes(),
         *RunPages(doors, settings).routes(),
         *UsagePages(doors, settings).routes(),
         *KeyPages(doors, settings, keyring).routes(),
         *TeamPages(doors, settings).routes(),
+        *AuditPages(doors).routes(),
         *HealthPages(doors).routes(),
         *more,
     ]

@@ -136,9 +136,8 @@ def _create_tables() -> None:
         sa.Column("task", sa.String(length=63), nullable=False),
         sa.Column("config", Json, nullable=False),
         sa.Column("first_seen", Instant(), nullable=False),
-        sa.PrimaryKeyConstraint("fingerprint", name="pk_fingerprint"),
+        sa.PrimaryKeyConstraint("task", "fingerprint", name="pk_fingerprint"),
     )
-    op.create_index("ix_fingerprint_task", "fingerprint", ["task"], unique=False)
     op.create_table(
         "idempotency",
         sa.Column("team", sa.String(length=63), nullable=False),

@@ -13,6 +13,7 @@ import uuid_utils
 from msgspec.structs import replace
 
 from gateway.adapters.schema import Schema
+from gateway.core.audit import TERMINAL, Act, ActName, Actor
 from gateway.core.cascade import Finding, StageFailed, Step
 from gateway.core.clock import Clock
 from gateway.core.engine import Admission, Engine
@@ -25,8 +26,10 @@ from gateway.core.quotas import Charge
 from gateway.core.records import Feedback, Run, Team, TeamLimit, UsageRow
 from gateway.core.registry import Registry
 from gateway.core.task import RulesStage, Task
+from gateway.core.versions import Version
 from gateway.web.doors import Doors
 
+FINGERPRINT = "0123456789abcdef"
 CLOCK = Clock(new_id=lambda: str(uuid_utils.uuid7()))
 
 _MODERATION_INPUT = {
@@ -141,11 +144,11 @@ class MemoryLedger:
 class MemoryKeys:
     """Keys by id; `lookups` counts what the cache in front lets through."""
 
-    def __init__(self, teams: "MemoryTeams") -> None:
+    def __init__(self, teams: "MemoryTeams", acts: "MemoryAudit") -> None:
         self.keys: dict[str, ApiKey] = {}
         self.lookups = 0
         self.down = False
-        self._teams = teams
+        self._teams, self._acts = teams, acts
 
     async def find(self, key_id: str) -> ApiKey | None:
         """The key of that id."""
@@ -155,21 +158,29 @@ class MemoryKeys:
         await asyncio.sleep(0)
         return self.keys.get(key_id)
 
-    async def add(self, key: ApiKey) -> None:
+    async def add(self, key: ApiKey, by: Actor = TERMINAL) -> None:
         """Store it."""
         if key.team not in self._teams.teams:
             raise NotFound(f"There is no team `{key.team}`.")
         self.keys[key.id] = key
+        self._acts.note(by, "key_created", key.id)
+
+    async def rotate(self, key_id: str, new: ApiKey, until: datetime, by: Actor = TERMINAL) -> None:
+        """Store the new one, and refuse the old one from `until` on."""
+        self.keys[key_id] = replace(self.keys[key_id], revoked_at=until)
+        self.keys[new.id] = new
+        self._acts.note(by, "key_rotated", new.id)
 
     async def of_team(self, team: str | None) -> Sequence[ApiKey]:
         """In the order in which they were added."""
         return [key for key in self.keys.values() if team in (None, key.team)]
 
-    async def revoke(self, key_id: str, at: datetime) -> None:
+    async def revoke(self, key_id: str, at: datetime, by: Actor = TERMINAL) -> None:
         """Refused from `at` on."""
         if key_id not in self.keys:
             raise NotFound("There is no such key.")
         self.keys[key_id] = replace(self.keys[key_id], revoked_at=at)
+        self._acts.note(by, "key_revoked", key_id)
 
 
 class MemoryTeams:
@@ -178,7 +189,7 @@ class MemoryTeams:
     def __init__(self) -> None:
         self.teams: dict[str, Team] = {}
 
-    async def add(self, team: Team) -> None:
+    async def add(self, team: Team, by: Actor = TERMINAL) -> None:
         """Names are taken once."""
         if team.name in self.teams:
             raise Conflict(f"There is a team `{team.name}` already.")
@@ -188,12 +199,40 @@ class MemoryTeams:
         """By name."""
         return [self.teams[name] for name in sorted(self.teams)]
 
-    async def set_limits(self, name: str, limits: Sequence[TeamLimit]) -> Team:
+    async def set_limits(self, name: str, limits: Sequence[TeamLimit], by: Actor = TERMINAL) -> Team:
         """Replace them."""
         if name not in self.teams:
             raise NotFound(f"There is no team `{name}`.")
         self.teams[name] = replace(self.teams[name], limits=tuple(limits))
         return self.teams[name]
+
+
+class MemoryAudit:
+    """A list of acts, oldest first."""
+
+    def __init__(self) -> None:
+        self.acts: list[Act] = []
+
+    def note(self, by: Actor, act: ActName, subject: str) -> None:
+        """Append."""
+        self.acts.append(Act(id=CLOCK.new_id(), at=CLOCK.now(), by=by, act=act, subject=subject, detail={}))
+
+    async def latest(self, limit: int, before: str | None = None) -> Sequence[Act]:
+        """Newest first."""
+        return [act for act in reversed(self.acts) if before is None or act.id < before][:limit]
+
+
+class MemoryVersions:
+    """Every task was served once, with the fingerprint of `_loaded`."""
+
+    async def of_task(self, task: str) -> Sequence[Version]:
+        """The only one."""
+        return [Version(task, FINGERPRINT, datetime(2026, 3, 1, tzinfo=UTC))]
+
+    async def find(self, task: str, fingerprint: str) -> Version | None:
+        """The only one, with a declaration that is nobody's but the owner's to read."""
+        at = datetime(2026, 3, 1, tzinfo=UTC)
+        return Version(task, FINGERPRINT, at, {"declaration": {}}) if fingerprint == FINGERPRINT else None
 
 
 class MemoryFeedback:
@@ -213,7 +252,8 @@ class Memory:
     def __init__(self) -> None:
         self.store, self.ledger = MemoryStore(), MemoryLedger()
         self.teams, self.feedback = MemoryTeams(), MemoryFeedback()
-        self.keys = MemoryKeys(self.teams)
+        self.acts = MemoryAudit()
+        self.keys = MemoryKeys(self.teams, self.acts)
         self.draining = False
         self.tokens: dict[str, str] = {}
         for team in ("market", "trust", "other"):
@@ -237,6 +277,8 @@ class Memory:
             runs=self.ledger,
             feedback=self.feedback,
             usage=self.ledger,
+            versions=MemoryVersions(),
+            audit=self.acts,
             clock=CLOCK,
             draining=lambda: self.draining,
             **more,
@@ -283,7 +325,7 @@ def _loaded(name: str, declared: Task, schema: dict[str, Any], field: str) -> Lo
         output=Schema({"type": "object"}, "output.schema.json"),
         limits=(),
         examples=(),
-        fingerprint="0123456789abcdef",
+        fingerprint=FINGERPRINT,
         config_hash="0123456789abcdef",
     )
 

@@ -1,6 +1,6 @@
 """What a fingerprint stood for: written once, when a version of a task is first served."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,10 +10,11 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.tables import fingerprint as fingerprint_table
+from gateway.core.versions import Version
 
 
 class SqlFingerprints:
-    """fingerprint → the configuration that it is the hash of."""
+    """Core's Versions: fingerprint → the configuration that it is the hash of."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -25,9 +26,18 @@ class SqlFingerprints:
         async with self._database.begin() as connection:
             await connection.execute(insert(fingerprint_table).values(row).on_conflict_do_nothing())
 
-    async def find(self, fingerprint: str) -> Mapping[str, Any] | None:
-        """The configuration, or None for a fingerprint that was never served. Raises Unavailable."""
-        query = select(fingerprint_table.c.config).where(fingerprint_table.c.fingerprint == fingerprint)
+    async def of_task(self, task: str) -> Sequence[Version]:
+        """Every version of a task, newest first, without `config`. Raises Unavailable."""
+        table = fingerprint_table.c
+        query = select(table.task, table.fingerprint, table.first_seen).where(table.task == task)
         async with self._database.begin() as connection:
-            config: Mapping[str, Any] | None = (await connection.execute(query)).scalar_one_or_none()
-            return config
+            rows = await connection.execute(query.order_by(table.first_seen.desc(), table.fingerprint))
+            return [Version(**row) for row in rows.mappings()]
+
+    async def find(self, task: str, fingerprint: str) -> Version | None:
+        """One version of a task, with its `config`. Raises Unavailable."""
+        table = fingerprint_table.c
+        query = select(fingerprint_table).where(table.task == task, table.fingerprint == fingerprint)
+        async with self._database.begin() as connection:
+            row = (await connection.execute(query)).mappings().first()
+        return Version(**row) if row is not None else None

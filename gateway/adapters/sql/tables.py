@@ -196,13 +196,15 @@ api_key = Table(
     Column("revoked_at", Instant),
 )
 
+# Two tasks that are copies of each other have the same fingerprint.
 fingerprint = Table(
     "fingerprint",
     metadata,
-    Column("fingerprint", String(64), primary_key=True),
-    Column("task", String(63), nullable=False, index=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("task", String(63), nullable=False),
     Column("config", Json, nullable=False),
     Column("first_seen", Instant, nullable=False),
+    PrimaryKeyConstraint("task", "fingerprint"),
 )
 
 feedback = Table(

@@ -1,13 +1,16 @@
 """Teams over SQL."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from sqlalchemy import RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.tables import team as team_table
+from gateway.core.audit import TERMINAL, Actor
 from gateway.core.errors import Conflict, NotFound
 from gateway.core.records import Team, TeamLimit
 
@@ -20,11 +23,12 @@ class SqlTeams:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, team: Team) -> None:
+    async def add(self, team: Team, by: Actor = TERMINAL) -> None:
         """Raises Conflict where the name is taken, Unavailable."""
         try:
             async with self._database.begin() as connection:
                 await connection.execute(insert(team_table).values(name=team.name, created_at=team.created_at))
+                await note(connection, by, "team_created", team.name, team.created_at)
         except IntegrityError as error:
             raise Conflict(f"There is a team `{team.name}` already.") from error
 
@@ -44,7 +48,7 @@ class SqlTeams:
         """The limits of every team that has any. Raises Unavailable."""
         return {team.name: team.limits for team in await self.all() if team.limits}
 
-    async def set_limits(self, name: str, limits: Sequence[TeamLimit]) -> Team:
+    async def set_limits(self, name: str, limits: Sequence[TeamLimit], by: Actor = TERMINAL) -> Team:
         """Replace the team's limits; what was used stays used. Raises NotFound, Unavailable."""
         change = (
             update(team_table)
@@ -54,8 +58,9 @@ class SqlTeams:
         )
         async with self._database.begin() as connection:
             row = (await connection.execute(change)).mappings().first()
-        if row is None:
-            raise NotFound(f"There is no team `{name}`.")
+            if row is None:
+                raise NotFound(f"There is no team `{name}`.")
+            await note(connection, by, "team_limited", name, datetime.now(UTC), limits=msgspec.to_builtins(limits))
         return _team(row)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from stories import ESTIMATE, TRUTH, inference, intent, invocation, new_id, now
 
 from gateway.adapters.sql import tables
+from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.keys import SqlKeys
@@ -17,9 +18,10 @@ from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.usage import SqlUsage
+from gateway.core.audit import Actor
 from gateway.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from gateway.core.keys import mint
-from gateway.core.records import Feedback, Team, UsageRow
+from gateway.core.records import Feedback, Team, TeamLimit, UsageRow
 
 
 async def test_a_key_comes_back_as_it_was_stored(database: Database) -> None:
@@ -106,8 +108,21 @@ async def test_a_fingerprint_is_remembered_once(database: Database) -> None:
     config = {"stage": [{"name": "rules"}], "threshold": 0.031}
     await asyncio.gather(*(store.remember("f" * 16, "moderation", config, now()) for _ in range(5)))
     await store.remember("f" * 16, "moderation", {}, now())
-    assert await store.find("f" * 16) == config
-    assert await store.find("0" * 16) is None
+    found = await store.find("moderation", "f" * 16)
+    assert found is not None
+    assert found.config == config
+    assert await store.find("moderation", "0" * 16) is None
+    assert await store.find("a-copy", "f" * 16) is None
+
+
+async def test_the_history_of_a_task_is_its_own_and_newest_first(database: Database) -> None:
+    """A copy of a task has the same fingerprint and a history of its own."""
+    store, first = SqlFingerprints(database), datetime(2026, 3, 1, tzinfo=UTC)
+    await store.remember("a" * 16, "moderation", {}, first)
+    await store.remember("b" * 16, "moderation", {}, first + timedelta(days=1))
+    await store.remember("a" * 16, "a-copy", {}, first + timedelta(days=2))
+    assert [version.fingerprint for version in await store.of_task("moderation")] == ["b" * 16, "a" * 16]
+    assert [version.first_seen for version in await store.of_task("a-copy")] == [first + timedelta(days=2)]
 
 
 async def test_usage_is_summed_by_payer_task_and_model(ledger: SqlLedger, database: Database) -> None:
@@ -157,3 +172,53 @@ def test_other_databases_are_refused() -> None:
     """A URL of another kind of database is a mistake, not a surprise at the first query."""
     with pytest.raises(ValueError, match="postgresql:// or sqlite:///"):
         Database("mysql://localhost/gateway")
+
+
+async def test_every_administrative_act_is_in_the_audit_log(database: Database) -> None:
+    """Who did what to which team or key, newest first and page by page; never anything of a secret."""
+    keys, teams, at, admin = SqlKeys(database), SqlTeams(database), now(), Actor("acme", "0" * 16)
+    await teams.add(Team("acme", at))
+    await teams.set_limits("acme", [TeamLimit("requests", 5, "minute")], admin)
+    old, secret = mint("acme", frozenset({"invoke"}), at)
+    new, _ = mint("acme", frozenset({"invoke"}), at)
+    await keys.add(old, admin)
+    await keys.rotate(old.id, new, at + timedelta(hours=1), admin)
+    await keys.revoke(new.id, at)
+    log = SqlAudit(database)
+    acts = await log.latest(10)
+    assert [(act.act, act.subject, str(act.by)) for act in acts] == [
+        ("key_revoked", new.id, "terminal"),
+        ("key_rotated", new.id, f"acme ({'0' * 16})"),
+        ("key_created", old.id, f"acme ({'0' * 16})"),
+        ("team_limited", "acme", f"acme ({'0' * 16})"),
+        ("team_created", "acme", "terminal"),
+    ]
+    assert acts[1].detail["replaces"] == old.id
+    assert secret.split("_")[2] not in repr(acts)
+    assert await log.latest(2, acts[0].id) == acts[1:3]
+
+
+async def test_an_act_that_failed_is_not_in_the_audit_log(database: Database) -> None:
+    """The record and the act are one transaction: neither is there without the other."""
+    keys, at = SqlKeys(database), now()
+    stray, _ = mint("nobody", frozenset({"invoke"}), at)
+    for refused in (keys.add(stray), keys.rotate("0" * 16, stray, at), keys.revoke("0" * 16, at)):
+        with pytest.raises(NotFound):
+            await refused
+    assert await SqlAudit(database).latest(10) == []
+    assert await keys.of_team(None) == []
+
+
+async def test_a_rotated_key_works_through_the_overlap(database: Database) -> None:
+    """Old and new key work side by side until the overlap ends."""
+    keys, at = SqlKeys(database), now()
+    await SqlTeams(database).add(Team("acme", at))
+    old, _ = mint("acme", frozenset({"invoke", "read"}), at)
+    new, _ = mint(old.team, old.scopes, at)
+    await keys.add(old)
+    await keys.rotate(old.id, new, at + timedelta(hours=1))
+    kept = await keys.find(old.id)
+    assert kept is not None
+    assert kept.usable(at + timedelta(minutes=59))
+    assert not kept.usable(at + timedelta(hours=1))
+    assert (await keys.find(new.id)) == new

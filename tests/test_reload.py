@@ -1,0 +1,151 @@
+"""Hot reload over real processes: files change under a running gateway."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fault_server import FaultServer, held_until, serving
+from stack import MIGRATIONS, Gateway, gateway, make_home
+from tokenizers import Tokenizer
+
+from gateway.adapters.sql.access import new_key
+from gateway.adapters.sql.migrate import upgrade
+
+INVOKE = "/tasks/manners/invoke"
+SOON_S = 2.0
+"""The time in which every process follows an edit, as documented."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
+    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
+
+
+@pytest.fixture
+def model(tiny_llm_folder: Path) -> FaultServer:
+    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'gateway.db'}"
+    await upgrade(url, MIGRATIONS)
+    return url
+
+
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """A file with an edit in it; written anew, as editors do, and put back at the end of the block."""
+    before = path.read_text("utf-8")
+    assert old in before
+    path.write_text(before.replace(old, new), "utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(before, "utf-8")
+
+
+async def becomes(client: httpx.AsyncClient, path: str, holds: Callable[[dict[str, Any]], bool]) -> float:
+    """Ask a page until what it says holds: the seconds that it took. Each try is a request, so nothing sleeps."""
+    began = time.monotonic()
+    while time.monotonic() < began + 30:
+        if holds((await client.get(path)).json()):
+            return time.monotonic() - began
+    raise AssertionError(f"{path} never became that")
+
+
+async def ask(up: Gateway, key: str, message: str) -> dict[str, Any]:
+    async with up.client(key) as client:
+        response = await client.post(INVOKE, json={"input": {"message": message}})
+    assert response.status_code == 200
+    return response.json()["metadata"]
+
+
+async def test_an_edit_is_served_by_every_worker_and_can_be_looked_up(
+    home: Path, database: str, valkey: str, model: FaultServer
+) -> None:
+    """Within two seconds each process answers by the new rules; old and new version stand in the task's history."""
+    key = await new_key(database, "etiquette", frozenset({"invoke", "read"}))
+    async with serving(model) as llm:
+        with gateway(home, database, valkey, llm) as one, gateway(home, database, valkey, llm) as two:
+            before = await ask(one, key, "Thank you")
+            assert before["label"] == "fine"
+            old = before["fingerprint"]
+
+            def is_new(said: dict[str, Any]) -> bool:
+                return bool(said["fingerprint"] != old)
+
+            with edited(home / "tasks/manners/rules.toml", 'label = "fine"', 'label = "rude"'):
+                for up in (one, two):
+                    async with up.client(key) as client:
+                        took = await becomes(client, "/tasks/manners", is_new)
+                    assert took < SOON_S
+                    after = await ask(up, key, "Thank you")
+                    assert (after["label"], after["cached"]) == ("rude", up is two)
+                async with one.client(key) as client:
+                    listed = (await client.get("/tasks/manners/versions")).json()["versions"]
+                    looked_up = (await client.get(f"/tasks/manners/versions/{old}")).json()
+            assert [(v["fingerprint"], v["current"]) for v in listed] == [(after["fingerprint"], True), (old, False)]
+            assert 'label = "fine"' in looked_up["config"]["files"]["rules.toml"]["text"]
+
+
+async def test_a_bad_edit_changes_nothing_and_is_shown(
+    home: Path, database: str, valkey: str, model: FaultServer
+) -> None:
+    """The last good version goes on answering; health names the problems, degraded and still 200, until mended."""
+    key = await new_key(database, "etiquette", frozenset({"invoke", "read"}))
+    async with serving(model) as llm:
+        with gateway(home, database, valkey, llm) as up:
+            before = await ask(up, key, "Thank you")
+            async with up.client(key) as client:
+                with edited(home / "tasks/manners/task.toml", 'model = "tiny"', 'model = "tinny"'):
+                    await becomes(client, "/health/ready", lambda said: said["parts"]["config"]["status"] == "degraded")
+                    response = await client.get("/health/ready")
+                    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+                    assert "there is no model `tinny`" in response.json()["parts"]["config"]["detail"]
+                    assert (await ask(up, key, "Thank you"))["fingerprint"] == before["fingerprint"]
+                await becomes(client, "/health/ready", lambda said: said["parts"]["config"]["status"] == "ok")
+            assert "config_refused" in up.child.log.read_text("utf-8")
+
+
+async def test_a_request_under_way_ends_on_the_version_it_began_with(
+    home: Path, database: str, valkey: str, model: FaultServer
+) -> None:
+    """The task changes while the model thinks: the answer names, and is judged by, the version it began with."""
+    key = await new_key(database, "etiquette", frozenset({"invoke", "read"}))
+    think = asyncio.Event()
+    model.script.append(held_until(think))
+    async with serving(model) as llm:
+        with gateway(home, database, valkey, llm) as up:
+            async with up.client(key) as client:
+                first = (await client.get("/tasks/manners")).json()["fingerprint"]
+                asked = asyncio.create_task(ask(up, key, "Under way"))
+                await asyncio.wait_for(model.hung.wait(), 10)
+                with edited(home / "tasks/manners/task.toml", 'rude = "review"', 'rude = "block"'):
+                    await becomes(client, "/tasks/manners", lambda said: said["fingerprint"] != first)
+                    think.set()
+                    answer = await asked
+                    assert (answer["fingerprint"], answer["action"]) == (first, "review")
+                    assert (await ask(up, key, "Afterwards"))["action"] == "block"
+
+
+async def test_prices_and_quotas_follow_without_a_new_version(
+    home: Path, database: str, valkey: str, model: FaultServer
+) -> None:
+    """What shapes no answer changes no fingerprint, and holds from the next request on."""
+    key = await new_key(database, "etiquette", frozenset({"invoke", "read"}))
+    async with serving(model) as llm:
+        with gateway(home, database, valkey, llm) as up:
+            one = await ask(up, key, "What does it cost?")
+            with edited(home / "models.toml", '"1.00"', '"0.00"'):
+                for attempt in range(500):
+                    two = await ask(up, key, f"And what now? {attempt}")
+                    if two["usage"]["cost"] != one["usage"]["cost"] and two["usage"]["cost"].endswith("2000"):
+                        break
+                assert two["usage"]["cost"] == "0.000002000"
+                assert two["fingerprint"] == one["fingerprint"]
