@@ -28,13 +28,17 @@ from gateway.lab.rows import (
 class CnnMixConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rows drawn in an epoch, and how often they are changed.
 
-    `per_label` is the most that a violation source gives of each label, `service` of all service talk together;
-    the corpus is seen `corpus_passes` times. `joined` is the share of rows that get ordinary talk before or behind.
+    `per_label` is the most that a violation source gives of each label, and of clean rows `extra_clean` more, since any
+    stream has more of them; `service` is the most of all service talk together. The corpus is seen `corpus_passes`
+    times, and its plain messages, of which it has few and a deployment many, `plain_passes` times more. `joined` is the
+    share of rows that get another clean message before or behind.
     """
 
-    per_label: int = 1500
+    per_label: int = 1200
+    extra_clean: int = 2800
     service: int = 16000
-    corpus_passes: int = 6
+    corpus_passes: int = 4
+    plain_passes: int = 4
     disguised: float = 0.3
     joined: float = 0.15
     pool_per_label: int = 4500
@@ -73,13 +77,16 @@ def draw_epoch(pools: Pools, config: CnnMixConfig, epoch: int) -> list[Row]:
     rng = random.Random(config.seed * 1000 + epoch)
     talk = [row for (source, _), rows in sorted(pools.train.items()) if source in SERVICE_SOURCES for row in rows]
     drawn = rng.sample(talk, min(config.service, len(talk)))
-    for (source, _), rows in sorted(pools.train.items()):
+    for (source, label), rows in sorted(pools.train.items()):
         if source == CORPUS:
             drawn += list(rows) * config.corpus_passes
+            drawn += [row for row in rows if row.difficulty == "plain"] * config.plain_passes
         elif source in VIOLATION_SOURCES:
-            drawn += rng.sample(rows, min(config.per_label, len(rows)))
+            most = config.per_label + (config.extra_clean if label == "clean" else 0)
+            drawn += rng.sample(rows, min(most, len(rows)))
     rng.shuffle(drawn)
-    return [_changed(row, talk, config, rng) for row in drawn]
+    own = pools.train.get((CORPUS, "clean"), ())
+    return [_changed(row, (talk, own), config, rng) for row in drawn]
 
 
 def is_own(row: Row) -> bool:
@@ -112,12 +119,13 @@ def _pools(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return pools
 
 
-def _changed(row: Row, talk: Sequence[Row], config: CnnMixConfig, rng: random.Random) -> Row:
-    """A violation within ordinary talk is a violation, and ordinary talk joined to clean stays clean."""
+def _changed(row: Row, clean: Sequence[Sequence[Row]], config: CnnMixConfig, rng: random.Random) -> Row:
+    """The row in disguise, or joined to a clean one: that changes no label."""
     text = row.text
     if rng.random() < config.disguised:
         text = disguise(text, rng)
-    if talk and rng.random() < config.joined:
-        more = rng.choice(talk).text
+    others = rng.choice(clean)
+    if others and rng.random() < config.joined:
+        more = rng.choice(others).text
         text = f"{more} {text}" if rng.random() < 0.5 else f"{text} {more}"
     return row if text is row.text else msgspec.structs.replace(row, text=text)

@@ -21,6 +21,7 @@ _WHOLE_WORD = re.compile(r"Ġ[a-z]+")
 _EMBEDDING = "embed_tokens.weight"
 _FIT_STEPS = 600
 _FIT_BATCH = 1024
+_CHUNK = 1024
 
 
 def choose_words(texts: Iterable[str], base: Path | None, size: int, least: int) -> list[str]:
@@ -45,6 +46,16 @@ def first_table(alphabet: Alphabet, dim: int, base: Path | None, seed: int) -> T
     words = alphabet.words.split(" ")
     table[1 : len(words) + 1] = _principal(_vectors(words, base), dim)
     return _fit_groups(table, reader, words)
+
+
+def nearest(table: Tensor, words: int, count: int) -> Tensor:
+    """(words + 1, count): for each word's row the rows of those whose first vectors point most nearly its way."""
+    directions = nn.functional.normalize(table[1 : words + 1], dim=1)
+    found = torch.zeros(words + 1, count, dtype=torch.long)
+    for start in range(0, words, _CHUNK):
+        likeness = directions[start : start + _CHUNK] @ directions.T
+        found[start + 1 : start + 1 + len(likeness)] = likeness.topk(count + 1).indices[:, 1:] + 1
+    return found
 
 
 def _vectors(words: Sequence[str], base: Path) -> Tensor:

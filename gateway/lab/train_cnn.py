@@ -1,5 +1,6 @@
 """Training the prefilter: a run folder with the weights, their sidecar and metrics.json."""
 
+import copy
 import json
 import math
 import random
@@ -19,7 +20,7 @@ from gateway.adapters.prefilter.reading import Alphabet, Batch, Reader, Reading,
 from gateway.adapters.prefilter.weights import Calibration, save_prefilter
 from gateway.lab.calibrate import fit_platt
 from gateway.lab.cnn_mix import CnnMixConfig, Pools, draw_epoch, is_own, read_pools, shares
-from gateway.lab.lexicon import choose_words, first_table
+from gateway.lab.lexicon import choose_words, first_table, nearest
 from gateway.lab.rows import SERVICE_SOURCES, LabError, Row
 from gateway.lab.run_folder import run_folder
 
@@ -29,6 +30,7 @@ WEIGHTS = "prefilter.safetensors"
 _WINDOW = 4096
 """Rows whose lengths are sorted together: batches hold messages of like length, their order stays random."""
 
+_KIN = 4
 _SCORED = 64
 _TOP = 1e9
 """Stands for the score of a text that was not read: it is passed on, whatever the threshold."""
@@ -54,8 +56,10 @@ class CnnConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_words: int = 256
     shape: dict[str, int] = {}
     spelled_words: float = 0.08
+    kindred_words: float = 0.15
     dropout_words: float = 0.1
     dropout_features: float = 0.3
+    averaging: float = 0.998
     deployed_share: float = 0.015
     threads: int = 1
     seed: int = 20240612
@@ -145,7 +149,10 @@ def _fresh(config: CnnConfig, pools: Pools) -> tuple[Network, Reader, nn.Linear]
 
 
 def _fit(config: CnnConfig, pools: Pools, network: Network, reader: Reader, aid: nn.Linear) -> list[dict[str, float]]:
-    """Train for all epochs; returns the mean loss and the watched rows' numbers of each."""
+    """Train for all epochs, leaving the network with its weights averaged over the last steps.
+
+    Returns the mean loss and the watched rows' numbers of each epoch.
+    """
     torch.manual_seed(config.seed)
     history: list[dict[str, float]] = []
     with Progress() as progress:
@@ -153,23 +160,44 @@ def _fit(config: CnnConfig, pools: Pools, network: Network, reader: Reader, aid:
         drawn = len(draw_epoch(pools, config.mix, 0))
         per_epoch = math.ceil(drawn / config.batch) + math.ceil(drawn / _WINDOW)  # a window's last batch may be short
         optimizer, schedule = _optimizer(config, network, aid, per_epoch * config.epochs)
+        changer = _Changer(config, reader, network.table.weight.detach())
+        average = _Average(network, config.averaging)
         progress.update(bar, total=per_epoch * config.epochs)
         for epoch in range(config.epochs):
             network.train()
             losses = []
-            for batch, target, policy in _batches(config, draw_epoch(pools, config.mix, epoch), reader, epoch):
+            for batch, target, policy in _batches(config, draw_epoch(pools, config.mix, epoch), changer, epoch):
                 loss = _loss(config, network, aid, batch, target, policy)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
+                average.follow(network)
                 losses.append(float(loss.detach()))
                 progress.advance(bar)
-            seen = watch(pools.watched, logits(network, reader, [r.text for r in pools.watched]))
+            seen = watch(pools.watched, logits(average.network, reader, [r.text for r in pools.watched]))
             history.append({"loss": round(sum(losses) / len(losses), 4), **seen})
             progress.update(bar, completed=per_epoch * (epoch + 1), description=f"loss {history[-1]['loss']:.3f}")
+    network.load_state_dict(average.network.state_dict())
     return history
+
+
+class _Average:
+    """Weights averaged exponentially over the steps: steadier than those of any one step."""
+
+    def __init__(self, network: Network, keep: float) -> None:
+        self.network = copy.deepcopy(network)
+        self._keep = keep
+        self._steps = 0
+
+    @torch.no_grad()
+    def follow(self, network: Network) -> None:
+        """Take in the weights of a step; the first ones weigh no more than the last."""
+        self._steps += 1
+        share = max(1 - self._keep, 1 / self._steps)
+        for mine, current in zip(self.network.parameters(), network.parameters(), strict=True):
+            mine.lerp_(current, share)
 
 
 def _optimizer(
@@ -197,12 +225,12 @@ def _loss(config: CnnConfig, network: Network, aid: nn.Linear, batch: Batch, tar
 
 
 def _batches(
-    config: CnnConfig, rows: Sequence[Row], reader: Reader, epoch: int
+    config: CnnConfig, rows: Sequence[Row], changer: "_Changer", epoch: int
 ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
     """Batches with their targets (1.0 for a violation) and the policy's number, -1 where there is none."""
     rng = random.Random(config.seed + epoch)
     for start in range(0, len(rows), _WINDOW):
-        read = [(_spelled(reader, r.text, config.spelled_words, rng), r) for r in rows[start : start + _WINDOW]]
+        read = [(changer.read(r.text, rng), r) for r in rows[start : start + _WINDOW]]
         window = sorted(((x, r) for x, r in read if x is not None), key=lambda pair: len(pair[0].bytes))
         parts = [window[i : i + config.batch] for i in range(0, len(window), config.batch)]
         rng.shuffle(parts)
@@ -212,14 +240,31 @@ def _batches(
             yield collate([x for x, _ in part]), target, policy
 
 
-def _spelled(reader: Reader, text: str, share: float, rng: random.Random) -> Reading | None:
-    """Some words read by their letter groups although the lexicon has them, so that the groups learn, too."""
-    reading = reader.read(text)
-    if reading is None:
-        return None
-    words = words_of(text)
-    rows = [reader.groups_of(w) if rng.random() < share else r for w, r in zip(words, reading.words, strict=True)]
-    return reading._replace(words=rows)
+class _Changer:
+    """Reads a message with some words changed, so that the network does not hang on single words."""
+
+    def __init__(self, config: CnnConfig, reader: Reader, table: Tensor) -> None:
+        self._reader = reader
+        self._spelled, self._kindred = config.spelled_words, config.kindred_words if config.base else 0.0
+        words = len(reader.alphabet.words.split(" "))
+        self._kin: list[list[int]] = nearest(table, words, _KIN).tolist() if self._kindred else []
+
+    def read(self, text: str, rng: random.Random) -> Reading | None:
+        """None for a text that is too long."""
+        reading = self._reader.read(text)
+        if reading is None:
+            return None
+        pairs = zip(words_of(text), reading.words, strict=True)
+        return reading._replace(words=[self._changed(word, rows, rng) for word, rows in pairs])
+
+    def _changed(self, word: str, rows: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+        """Some words by their letter groups although the lexicon has them, some as a word of like meaning."""
+        chance = rng.random()
+        if chance < self._spelled:
+            return self._reader.groups_of(word)
+        if chance < self._spelled + self._kindred and rows[0] < len(self._kin) and word.isalpha():
+            return (rng.choice(self._kin[rows[0]]),)
+        return rows
 
 
 def _calibrate(config: CnnConfig, pools: Pools, network: Network, reader: Reader) -> Calibration:

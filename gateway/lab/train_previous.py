@@ -26,7 +26,7 @@ _UNDECIDED = 1.0
 
 def plain_config(sources: Path | None, corpus: Path, out: Path, *, epochs: int = 3, seed: int = _SEED) -> CnnConfig:
     """A CNN of the usual size, without anything that this project adds."""
-    mix = CnnMixConfig(per_label=_ALL, service=_ALL, corpus_passes=1, disguised=0.0, joined=0.0)
+    mix = CnnMixConfig(per_label=_ALL, service=_ALL, corpus_passes=1, plain_passes=0, disguised=0.0, joined=0.0)
     return CnnConfig(
         sources=str(sources) if sources is not None else None, corpus=str(corpus), out=str(out), epochs=epochs,
         policy_weight=0.0, lexicon=8000, buckets=4096, shape={"word_dim": 48, "word_filters": 64}, spelled_words=0.0,
