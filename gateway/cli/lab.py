@@ -57,6 +57,8 @@ _readings = click.option(
 _threads = click.option("--threads", type=int, default=1, show_default=True)
 _sources = click.option("--sources", type=_PATH, help="Folder of public sources. [env: GATEWAY_DATA_DIR]")
 _corpus = click.option("--corpus", type=_PATH, help="Own corpus. Default: corpus.jsonl.gz in the task's folder.")
+_cnn_rate = click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+_cnn_batch = click.option("--batch", type=int, default=64, show_default=True)
 _seed = click.option("--seed", type=int, default=_SEED, show_default=True)
 
 
@@ -90,25 +92,20 @@ def pack_suite(source: Path, out: Path) -> None:
 
 
 @_command(
-    lab,
-    _sources,
-    _corpus,
-    _base,
-    _out,
+    lab, _sources, _corpus, _base, _out, _cnn_rate, _cnn_batch, _threads, _seed,
     click.option("--epochs", type=int, default=5, show_default=True),
-    _threads,
-    _seed,
-)
+)  # fmt: skip
 def train_cnn(
-    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, epochs: int, threads: int, seed: int
-) -> None:
+    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, learning_rate: float, batch: int,
+    threads: int, seed: int, epochs: int,
+) -> None:  # fmt: skip
     """Train the prefilter. Without --base, words start from random vectors."""
     from gateway.lab.train_cnn import CnnConfig
     from gateway.lab.train_cnn import train_cnn as run
 
     config = CnnConfig(
         sources=_text(_sources_or_none(sources)), corpus=str(_corpus_at(TASK, corpus)), out=str(out), base=_text(base),
-        epochs=epochs, threads=threads, seed=seed,
+        epochs=epochs, threads=threads, seed=seed, learning_rate=learning_rate, batch=batch,
     )  # fmt: skip
     click.echo(run(config))
 
@@ -117,10 +114,11 @@ def train_cnn(
     lab, _sources, _corpus, _base, _out, _threads, _seed,
     click.option("--learning-rate", type=float, default=1e-3, show_default=True),
     click.option("--epochs", type=int, default=1, show_default=True),
+    click.option("--corpus-passes", type=int, default=3, show_default=True, help="How often the own corpus is seen."),
 )  # fmt: skip
 def tune_llm(
     sources: Path | None, corpus: Path | None, base: Path | None, out: Path, threads: int, seed: int,
-    learning_rate: float, epochs: int,
+    learning_rate: float, epochs: int, corpus_passes: int,
 ) -> None:  # fmt: skip
     """Tune the adapter with LoRA; the same command goes on where a stopped run was."""
     from gateway.lab.mix import MixConfig
@@ -129,7 +127,7 @@ def tune_llm(
 
     config = TuneConfig(learning_rate=learning_rate, epochs=epochs, threads=threads, seed=seed)
     prompts = _settings().home_path / "prompts"
-    mix = MixConfig(seed=seed)
+    mix = MixConfig(seed=seed, corpus_passes=corpus_passes)
     click.echo(
         tune_moderation(config, mix, _base_at(base), prompts, _sources_at(sources), _corpus_at(TASK, corpus), out)
     )
@@ -234,8 +232,13 @@ def previous(task: str, sources: Path | None, corpus: Path | None, out: Path) ->
     click.echo(f"threshold {threshold}")
 
 
-@_command(lab, _sources, _corpus, _out, click.option("--epochs", type=int, default=3, show_default=True), _threads)
-def loso(sources: Path | None, corpus: Path | None, out: Path, epochs: int, threads: int) -> None:
+@_command(
+    lab, _sources, _corpus, _out, _cnn_rate, _cnn_batch, _threads,
+    click.option("--epochs", type=int, default=3, show_default=True),
+)  # fmt: skip
+def loso(
+    sources: Path | None, corpus: Path | None, out: Path, learning_rate: float, batch: int, threads: int, epochs: int
+) -> None:
     """Leave one source out: the prefilter on sources that it never saw. Finished trainings are kept."""
     from gateway.lab.loso import leave_one_out, markdown
     from gateway.lab.train_cnn import CnnConfig
@@ -243,8 +246,9 @@ def loso(sources: Path | None, corpus: Path | None, out: Path, epochs: int, thre
 
     folder = _sources_at(sources)
     config = CnnConfig(
-        sources=str(folder), corpus=str(_corpus_at(TASK, corpus)), out=str(out), epochs=epochs, threads=threads
-    )
+        sources=str(folder), corpus=str(_corpus_at(TASK, corpus)), out=str(out), epochs=epochs, threads=threads,
+        learning_rate=learning_rate, batch=batch,
+    )  # fmt: skip
     click.echo("\n".join(markdown(leave_one_out(cnn_trainer(config), folder, out))))
 
 
