@@ -1,5 +1,6 @@
 """A chain stage over some URL, and a meter that keeps what it was told: for tests of the model doors."""
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from uuid_utils import uuid7
 
+from gateway.adapters.schema import Schema
 from gateway.core.clock import Clock
 from gateway.core.inference import Caller, Intent, Invocation, ModelCall
 from gateway.core.loaded import LoadedModel, StageFiles
@@ -41,7 +43,7 @@ class Books:
 class Metered:
     """A meter of one attempt, with the calls made so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.books = Books()
         invocation = Invocation(
             id=str(uuid7()),
@@ -53,6 +55,7 @@ class Metered:
             input=ITEM,
             canonical=b"",
             received_at=datetime.now(UTC),
+            listener=listener,
         )
         clock = Clock(lambda: str(uuid7()))
         self.meter = Meter(invocation, [], self.books, self.books, clock, ZoneInfo("UTC"))
@@ -94,7 +97,16 @@ def declared_model(*urls: str, **fields: Any) -> Model:
     return Model(urls=urls, price=(PRICE,), **(own | fields))
 
 
-def files_for(stage: ChainStage, model: Model, folder: Path, positive: str | None = "violation") -> StageFiles:
-    """What the registry hands to a builder."""
+def files_for(
+    stage: ChainStage,
+    model: Model,
+    folder: Path,
+    positive: str | None = "violation",
+    output: dict[str, Any] | None = None,
+) -> StageFiles:
+    """What the registry hands to a builder; `output` is the output schema."""
     loaded = LoadedModel("m", model, Tariff(model.price), folder)
-    return StageFiles("t", declared_task(stage, positive), folder, PROMPT, loaded)
+    schema = output or {"type": "object"}
+    return StageFiles(
+        "t", declared_task(stage, positive), folder, PROMPT, loaded, schema, Schema(schema, "output.json")
+    )

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 Behaviour = Callable[["FaultServer", "Seen", asyncio.StreamWriter], Any]
 
-GENERATIONS = ("/", "/generate", "/v1/chat/completions")
+GENERATIONS = ("/", "/generate", "/generate_stream", "/v1/chat/completions")
 
 
 class Seen(NamedTuple):
@@ -90,6 +90,21 @@ class FaultServer:
         }
         return [{"generated_text": "".join(top[0]["text"] for top in tops), "details": details}]
 
+    def stream(self, seen: "Seen", prompt_tokens: int) -> list[Any]:
+        """The events of a streamed answer, in the words of the API that was asked."""
+        texts = [next(iter(position)) for position in self.says]
+        if seen.path == "/v1/chat/completions":
+            chunks: list[Any] = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
+            chunks.append({"choices": [], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": len(texts)}})
+            return chunks
+        events: list[Any] = [
+            {"index": i, "token": {"id": self.id_of(text), "text": text, "logprob": -0.1, "special": False}}
+            for i, text in enumerate(texts, 1)
+        ]
+        details = {"finish_reason": "length", "generated_tokens": len(texts), "input_length": prompt_tokens}
+        events[-1] |= {"generated_text": "".join(texts), "details": details}
+        return events
+
     def completion(self, prompt_tokens: int) -> dict[str, Any]:
         """The answer to a chat."""
         content = [
@@ -108,12 +123,75 @@ class FaultServer:
 
 def good(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
     """Answer as TGI does, with honest counts."""
+    if streams(seen):
+        for event in server.stream(seen, prompt_tokens(server, seen)):
+            write_event(writer, event)
+        end_events(seen, writer)
+        return
     if seen.path == "/v1/chat/completions":
         text = "\n".join(m["content"] for m in seen.body["messages"])
         _write(writer, 200, server.completion(len(server.tokenizer.encode(text).ids)))
         return
     count = str(len(server.tokenizer.encode(seen.body["inputs"]).ids))
     _write(writer, 200, server.generated(), {"x-prompt-tokens": count})
+
+
+def saying(text: str) -> Behaviour:
+    """Answer well, with this text: one token a character."""
+
+    def behave(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        server.says = [{letter: -0.1} for letter in text]
+        good(server, seen, writer)
+
+    return behave
+
+
+def breaking_off(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """Stream the first token, then close."""
+    write_event(writer, server.stream(seen, 1)[0])
+    writer.close()
+
+
+def failing_within(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """Stream the first token, then an error, as TGI does where the model fails."""
+    write_event(writer, server.stream(seen, 1)[0])
+    write_event(writer, {"error": "no", "error_type": "generation"})
+    end_events(seen, writer)
+
+
+async def stalling(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """Stream the first token, and no other."""
+    write_event(writer, server.stream(seen, 1)[0])
+    await writer.drain()
+    await hang(server, seen, writer)
+
+
+def streams(seen: Seen) -> bool:
+    """Whether a request wants its answer token by token."""
+    return seen.path == "/generate_stream" or bool(seen.body.get("stream"))
+
+
+def prompt_tokens(server: FaultServer, seen: Seen) -> int:
+    """An honest count."""
+    text = "\n".join(m["content"] for m in seen.body["messages"]) if "messages" in seen.body else seen.body["inputs"]
+    return len(server.tokenizer.encode(text).ids)
+
+
+def write_event(writer: asyncio.StreamWriter, event: Any) -> None:
+    """A server-sent event; the first of an answer brings the head with it, and the end of the connection ends it."""
+    if not getattr(writer, "begun", False):
+        writer.write(b"HTTP/1.1 200 x\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.begun = True  # type: ignore[attr-defined]
+    line = b"data:" + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n"
+    writer.write(b"%x\r\n%b\r\n" % (len(line), line))
+
+
+def end_events(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """The end of a stream."""
+    if seen.path == "/v1/chat/completions":
+        write_event(writer, b"[DONE]")
+    writer.write(b"0\r\n\r\n")
+    writer.begun = False  # type: ignore[attr-defined]
 
 
 def status(code: int, error_type: str = "", **headers: str) -> Behaviour:

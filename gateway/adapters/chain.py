@@ -5,67 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
-from langchain_core.prompt_values import PromptValue
-from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
 from msgspec import Struct
-from pydantic import ConfigDict
 
 from gateway.adapters.calibration import UNCALIBRATED, Platt, label_logprobs, log_odds, softmax
 from gateway.adapters.label_ids import LabelIds
-from gateway.adapters.model_port import ASK, Ask, Reply, reply_of, unobserved
+from gateway.adapters.model_port import ASK, Ask, Listener, Reply, reply_of
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.meter import Meter
-from gateway.core.prompts import Message, Prompt, to_text
 from gateway.core.task import ChainStage
-
-
-class Turns(PromptValue):
-    """A rendered prompt: text in the model's chat format for LLMs, messages for chat models."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    turns: tuple[Message, ...]
-    chat_format: str
-
-    def to_string(self) -> str:
-        """The bytes that training used too."""
-        return to_text(self.turns, self.chat_format)
-
-    def to_messages(self) -> list[BaseMessage]:
-        """The same turns without a chat format; empty ones are left out, as in the text."""
-        kinds = {"system": SystemMessage, "user": HumanMessage}
-        return [kinds[turn.role](content=turn.content) for turn in self.turns if turn.content]
-
-
-class StagePrompt(BasePromptTemplate[Turns]):
-    """A prompt file as the first link of a chain."""
-
-    prompt: Any
-    chat_format: str
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> PromptValue:
-        """Render an item."""
-        return self._render(input) if unobserved(config) else await super().ainvoke(input, config, **kwargs)
-
-    def format_prompt(self, **kwargs: Any) -> PromptValue:
-        """Render the item that `kwargs` are."""
-        return self._render(kwargs)
-
-    def format(self, **kwargs: Any) -> Any:
-        """The rendered item."""
-        return self._render(kwargs)
-
-    def _render(self, item: Mapping[str, Any]) -> Turns:
-        return Turns.model_construct(turns=self.prompt.messages(item), chat_format=self.chat_format)
-
-
-def stage_prompt(prompt: Prompt, chat_format: str) -> StagePrompt:
-    """All variables are optional: what an item lacks is empty in the prompt."""
-    return StagePrompt(
-        input_variables=[], optional_variables=sorted(prompt.variables), prompt=prompt, chat_format=chat_format
-    )
 
 
 class LabelRules(Struct, frozen=True, kw_only=True):
@@ -119,23 +67,37 @@ def _policies(reply: Reply, rules: LabelRules) -> dict[str, Any]:
 
 
 class ChainRunner:
-    """Runs a chain on items, within the stage's bounds."""
+    """Runs a chain on items, within the stage's bounds.
 
-    def __init__(self, stage: ChainStage, variables: frozenset[str], chain: Runnable[Any, Finding]) -> None:
+    `spoken` is the field of the output that the model's text becomes as it is: whoever listens to the invocation hears
+    it while it is generated.
+    """
+
+    def __init__(
+        self, stage: ChainStage, variables: frozenset[str], chain: Runnable[Any, Finding], spoken: str | None = None
+    ) -> None:
         self._stage = stage
         self._variables = variables
         self._chain = chain
+        self._spoken = spoken
 
     async def run(self, item: Mapping[str, Any], meter: Meter) -> Finding:
         """Ask the model about an item. Raises StageFailed, BudgetExceeded and Unavailable."""
         if self._length(item) > self._stage.max_input_chars:
             return Finding(reason="input_too_long")
         deadline = asyncio.get_running_loop().time() + self._stage.deadline_s
-        restore = ASK.set(Ask(meter, self._stage.timeout_s, deadline, self._stage.retries))
+        ask = Ask(meter, self._stage.timeout_s, deadline, self._stage.retries, self._listener(meter))
+        restore = ASK.set(ask)
         try:
             return await self._chain.ainvoke(dict(item))
         finally:
             ASK.reset(restore)
+
+    def _listener(self, meter: Meter) -> Listener | None:
+        spoken, listener = self._spoken, meter.invocation.listener
+        if spoken is None or listener is None:
+            return None
+        return Listener(lambda text: listener({spoken: text}))
 
     def _length(self, item: Mapping[str, Any]) -> int:
         """Characters of the fields that the prompt shows."""

@@ -9,18 +9,21 @@ from langchain_core.runnables import Runnable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.adapters.answers import JsonModel, JsonParser, JsonRules, TextParser, text_field
 from gateway.adapters.calibration import UNCALIBRATED, Platt, read_calibration
-from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules, stage_prompt
+from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules
 from gateway.adapters.label_ids import LabelIds, by_text, label_ids, probes
 from gateway.adapters.model_port import CallFault, NotConnected
 from gateway.adapters.openai import ChatServer, served_models
+from gateway.adapters.own_chain import ChainParts, own_chain
 from gateway.adapters.references import UnresolvedReference, resolve
 from gateway.adapters.replicas import Replicas
 from gateway.adapters.tgi import hub_client, served_model, tgi_llm, tokenize
 from gateway.adapters.token_files import BadTokenizer, TokenCounter, TokenFile
+from gateway.adapters.turns import stage_prompt
 from gateway.adapters.wire import Wire
 from gateway.core.cascade import Finding, Runner, StageFailed
-from gateway.core.loaded import LoadedModel, StageFiles
+from gateway.core.loaded import LoadedModel, StageFiles, Validator
 from gateway.core.meter import Meter
 from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.prompts import to_text
@@ -129,18 +132,46 @@ class _Building:
         tokens = self._token_file()
         calibration = self._calibration()
         self._check_counts()
-        if self._stage.answer != "label":
-            self._say("answer", "this version answers with labels only", 'leave it out, or write answer = "label"')
-        ids = self._offline_ids(tokens)
+        ids = self._offline_ids(tokens) if self._stage.answer == "label" else None
+        spoken = self._spoken_field() if self._stage.answer == "text" else None
         if self._problems:
             raise InvalidConfig(self._problems)
-        first = stage_prompt(self._prompt, self._declared.chat_format) | self._model_link(access, tokens)
+        parts = ChainParts(self._stage, stage_prompt(self._prompt, self._declared.chat_format))
+        model = self._model_link(access, tokens)
+        own = own_chain(self._files, parts, model)
+        if self._stage.answer == "json":
+            return self._chain(self._json_chain(parts, model, own))
+        first = own or parts.prompt | model
+        if spoken is not None:
+            return self._chain(first | TextParser(spoken, self._output), None if own else spoken)
 
         def make(ids: LabelIds) -> ChainRunner:
-            parser = LabelParser(self._rules(ids, calibration))
-            return ChainRunner(self._stage, self._prompt.variables, first | parser)
+            return self._chain(first | LabelParser(self._rules(ids, calibration)))
 
         return make(ids) if ids is not None else LateRunner(lambda: self._online_ids(access), make)
+
+    @property
+    def _output(self) -> Validator:
+        if self._files.output is None:
+            raise ValueError("a stage that answers with text or JSON is built with its task's output schema")
+        return self._files.output
+
+    def _chain(self, chain: Runnable[Any, Finding], spoken: str | None = None) -> ChainRunner:
+        return ChainRunner(self._stage, self._prompt.variables, chain, spoken)
+
+    def _json_chain(
+        self, parts: ChainParts, model: Runnable[Any, Any], own: Runnable[Any, Any] | None
+    ) -> Runnable[Any, Finding]:
+        rules = JsonRules(self._output)
+        if own is not None:
+            return own | JsonParser(rules)
+        return parts.prompt | JsonModel(model, rules, self._files.output_schema)
+
+    def _spoken_field(self) -> str | None:
+        if (field := text_field(self._files.output_schema)) is None:
+            hint = 'for example {"type": "object", "properties": {"text": {"type": "string"}}}'
+            self._say("answer", "a text answer needs an output schema with one property, a string", hint)
+        return field
 
     def _say(self, path: str, message: str, hint: str = "") -> None:
         file = f"tasks/{self._files.task_name}/task.toml"
@@ -219,7 +250,7 @@ class _Building:
 
     def _model_link(self, access: Access, tokens: TokenFile | None) -> Runnable[Any, Any]:
         counter = TokenCounter(tokens, _common_start(self._sent("x"), self._sent("7")))
-        answer_tokens, top = (2 if self._stage.policies else 1), self._declared.max_top_n_tokens
+        answer_tokens, top = self._answer_tokens()
         if self._declared.kind == "openai":
             return ChatServer(
                 model_name=_name_for_chat(self._declared, self._stage.adapter),
@@ -233,6 +264,7 @@ class _Building:
             )
         return tgi_llm(
             self._builder.hub,
+            self._builder.wire,
             access.replicas,
             self._model.metered,
             counter,
@@ -241,6 +273,12 @@ class _Building:
             top_n_tokens=top,
             adapter=self._stage.adapter or self._declared.adapter,
         )
+
+    def _answer_tokens(self) -> tuple[int, int | None]:
+        """(most tokens of an answer, alternatives of each); nobody looks at the alternatives of text."""
+        if self._stage.answer != "label":
+            return self._stage.max_output_tokens, None
+        return (2 if self._stage.policies else 1), self._declared.max_top_n_tokens
 
     def _rules(self, ids: LabelIds, calibration: Platt) -> LabelRules:
         return LabelRules(

@@ -3,6 +3,7 @@
 Both doors (TGI's own API, OpenAI-compatible chat) speak these types, so that one contract suite covers them.
 """
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import ClassVar, Literal
 
@@ -65,16 +66,36 @@ def reply_of(output: str | BaseMessage) -> Reply:
     return found
 
 
+class Listener:
+    """Hears an answer while it is generated. What was heard cannot be unsaid, so after it there is no other try."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.heard = False
+
+    def __call__(self, text: str) -> None:
+        """The next piece; an empty one says nothing."""
+        if text:
+            self.heard = True
+            self._tell(text)
+
+
 class Ask(Struct, frozen=True):
     """The bounds of one stage run: who counts, how long a try and all tries may take, how often to try again.
 
-    `deadline` is a time of the event loop's clock.
+    `deadline` is a time of the event loop's clock. With a `listener` the door asks for the answer token by token.
     """
 
     meter: Meter
     timeout_s: float
     deadline: float
     retries: int
+    listener: Listener | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a part of an answer has been passed on already."""
+        return self.listener is not None and self.listener.heard
 
 
 # LangChain gives a model neither the caller nor the clock. A context variable reaches it through any chain, also

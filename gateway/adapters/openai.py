@@ -5,6 +5,7 @@ servers know `max_tokens` only, and brings a second HTTP client. Source: OpenAI'
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from msgspec import Struct
 from pydantic import ConfigDict, Field
 
-from gateway.adapters.model_port import Position, Reply, Token, Unreadable, unobserved
+from gateway.adapters.model_port import ASK, Broken, Listener, Position, Reply, Token, Unreadable, unobserved
 from gateway.adapters.replicas import Replicas
 from gateway.adapters.token_files import TokenCounter
 from gateway.adapters.wire import Wire
@@ -62,6 +63,21 @@ class _Completion(Struct):
     usage: _Usage | None = None
 
 
+class _Delta(Struct):
+    content: str | None = None
+
+
+class _Part(Struct):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Part] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
 class _Served(Struct):
     id: str
 
@@ -71,12 +87,14 @@ class _Models(Struct):
 
 
 _COMPLETION: msgspec.json.Decoder[_Completion] = msgspec.json.Decoder(_Completion)
+_CHUNK: msgspec.json.Decoder[_Chunk] = msgspec.json.Decoder(_Chunk)
 
 
 class ChatServer(BaseChatModel):
     """An OpenAI-compatible server as a LangChain chat model: greedy, every request metered.
 
-    `response_metadata` holds the `Reply`. Raises StageFailed. `top_logprobs` None asks for text only.
+    `response_metadata` holds the `Reply`. Raises StageFailed. `top_logprobs` None asks for text only. A call may give
+    `json_schema`, a grammar for the answer, and `max_tokens` in place of the model's own.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -119,14 +137,18 @@ class ChatServer(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        body = msgspec.json.encode(self._body(messages, stop))
+        body = self._body(messages, stop, **kwargs)
+        listener = ASK.get().listener
 
         async def send(url: str) -> Reply:
-            return _reply((await self.wire.request("POST", f"{url}/v1/chat/completions", self.headers, body)).body)
+            path = f"{url}/v1/chat/completions"
+            if listener is not None:
+                return await self._spoken(path, body, listener)
+            return _reply((await self.wire.request("POST", path, self.headers, msgspec.json.encode(body))).body)
 
         most = await self.counter.most("".join(str(m.content) for m in messages))
         most += _TEMPLATE_TOKENS * (len(messages) + 1)
-        reply = await self.replicas.call(self.metered, send, most, self.max_tokens)
+        reply = await self.replicas.call(self.metered, send, most, body["max_tokens"])
         message = AIMessage(content=reply.text, response_metadata={"reply": reply})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -139,16 +161,46 @@ class ChatServer(BaseChatModel):
     ) -> ChatResult:
         raise NotImplementedError("the gateway's models are asked with ainvoke only")
 
-    def _body(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None) -> dict[str, Any]:
+    async def _spoken(self, path: str, body: Mapping[str, Any], listener: Listener) -> Reply:
+        """The answer token by token."""
+        asked = msgspec.json.encode({**body, "stream": True, "stream_options": {"include_usage": True}})
+        said: list[str] = []
+        finish = ""
+        usage: _Usage | None = None
+        async with aclosing(self.wire.events(path, self.headers, asked)) as events:
+            async for data in events:
+                if data == b"[DONE]":
+                    read, written = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (None, 0)
+                    return Reply("".join(said), (), read, written, finish)
+                chunk = _chunk(data)
+                usage = chunk.usage or usage
+                for part in chunk.choices[:1]:
+                    said.append(part.delta.content or "")
+                    finish = part.finish_reason or finish
+                    listener(said[-1])
+        raise Broken("the stream ended before its last event", 200)
+
+    def _body(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        json_schema: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+    ) -> dict[str, Any]:
         # A temperature that is left out samples.
         body: dict[str, Any] = {
             "model": self.model_name,
             "messages": [{"role": _ROLES[m.type], "content": m.content} for m in messages],
-            "max_tokens": self.max_tokens,
+            "max_tokens": max_tokens or self.max_tokens,
             "temperature": 0.0,
         }
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        if json_schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "output", "schema": json_schema},
+            }
         if stop:
             body["stop"] = list(stop)
         return body
@@ -178,6 +230,16 @@ def _reply(body: bytes) -> Reply:
         output_tokens=usage.completion_tokens if usage is not None else 0,
         finish_reason=answer.finish_reason or "",
     )
+
+
+def _chunk(data: bytes) -> _Chunk:
+    try:
+        chunk = _CHUNK.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Unreadable(f"not a chunk of a chat completion: {type(error).__name__}", 200) from error
+    if chunk.error is not None:
+        raise Broken("an error within the stream", 200)
+    return chunk
 
 
 def _position(choice: _Choice) -> Position:

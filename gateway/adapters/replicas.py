@@ -96,7 +96,7 @@ class Replicas:
                 except CallFault as caught:
                     fault = caught
             gone = isinstance(fault, NotConnected)
-            if not fault.again or (gone and replica in tried):
+            if not fault.again or ask.begun or (gone and replica in tried):
                 break
             tried.add(replica)
             if not gone:

@@ -4,6 +4,7 @@ What is sent and what is read back follows text-generation-inference's router (`
 """
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from langchain_huggingface import HuggingFaceEndpoint
 from msgspec import Struct
 from pydantic import ConfigDict, Field, model_validator
 
-from gateway.adapters.model_port import Answer, Position, Reply, Token, Unreadable, unobserved
+from gateway.adapters.model_port import ASK, Answer, Broken, Listener, Position, Reply, Token, Unreadable, unobserved
 from gateway.adapters.replicas import Replicas
 from gateway.adapters.token_files import TokenCounter
 from gateway.adapters.wire import Answered, Wire
@@ -36,6 +37,23 @@ class _Details(Struct):
 class _Generated(Struct):
     generated_text: str
     details: _Details
+
+
+class _Spoken(Struct):
+    text: str
+    special: bool = False
+
+
+class _End(Struct):
+    finish_reason: str
+    generated_tokens: int
+    input_length: int | None = None
+
+
+class _Event(Struct):
+    token: _Spoken | None = None
+    details: _End | None = None
+    error: str | None = None
 
 
 class _Info(Struct):
@@ -87,7 +105,8 @@ def hub_client(wire: Wire) -> AsyncInferenceClient:
 class TgiLLM(HuggingFaceEndpoint):
     """TGI as a LangChain LLM: greedy, with details, every request metered and on the least busy replica.
 
-    `generation_info` holds the `Reply`; so does the `Answer` that a chain gets. Raises StageFailed.
+    `generation_info` holds the `Reply`; so does the `Answer` that a chain gets. Raises StageFailed. A call may give
+    `json_schema`, a grammar for the answer, and `max_tokens` in place of the model's own.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -99,6 +118,7 @@ class TgiLLM(HuggingFaceEndpoint):
     cache: bool | None = False
     huggingfacehub_api_token: str | None = None
 
+    wire: Wire = Field(exclude=True)
     replicas: Replicas = Field(exclude=True)
     metered: MeteredModel = Field(exclude=True)
     counter: TokenCounter = Field(exclude=True)
@@ -135,9 +155,12 @@ class TgiLLM(HuggingFaceEndpoint):
         return LLMResult(generations=[[await self._generation(prompt, stop, **kwargs)] for prompt in prompts])
 
     async def _generation(self, prompt: str, stop: list[str] | None, **kwargs: Any) -> Generation:
-        parameters = self._invocation_params(stop, **kwargs)
+        parameters = self._invocation_params(stop, **_as_tgi_names(kwargs))
+        listener = ASK.get().listener
 
         async def send(url: str) -> Reply:
+            if listener is not None:
+                return await self._spoken(url, prompt, parameters, listener)
             exchange = _Exchange(self.headers)
             _EXCHANGE.set(exchange)
             await self.async_client.text_generation(prompt, model=f"{url}/", details=True, **parameters)
@@ -147,9 +170,27 @@ class TgiLLM(HuggingFaceEndpoint):
         reply = await self.replicas.call(self.metered, send, most, parameters["max_new_tokens"])
         return Generation(text=reply.text, generation_info={"reply": reply})
 
+    async def _spoken(self, url: str, prompt: str, parameters: Mapping[str, Any], listener: Listener) -> Reply:
+        """The answer token by token. Over our own wire: the hub's client loses what a broken stream has said."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        body = msgspec.json.encode({"inputs": prompt, "parameters": {**given, "details": True}})
+        said: list[str] = []
+        async with aclosing(self.wire.events(f"{url}/generate_stream", self.headers, body)) as events:
+            async for data in events:
+                event: _Event = _decode(data, _Event)
+                if event.error is not None:
+                    raise Broken("an error within the stream", 200)
+                if event.token is not None and not event.token.special:
+                    said.append(event.token.text)
+                    listener(event.token.text)
+                if (end := event.details) is not None:
+                    return Reply("".join(said), (), end.input_length, end.generated_tokens, end.finish_reason)
+        raise Broken("the stream ended before its last event", 200)
+
 
 def tgi_llm(
     client: AsyncInferenceClient,
+    wire: Wire,
     replicas: Replicas,
     metered: MeteredModel,
     counter: TokenCounter,
@@ -164,6 +205,7 @@ def tgi_llm(
     return TgiLLM(
         model=replicas.urls[0],
         async_client=client,
+        wire=wire,
         replicas=replicas,
         metered=metered,
         counter=counter,
@@ -203,6 +245,16 @@ def _reply(answered: Answered | None) -> Reply:
         output_tokens=details.generated_tokens,
         finish_reason=details.finish_reason,
     )
+
+
+def _as_tgi_names(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`json_schema` and `max_tokens` in TGI's words."""
+    named = dict(kwargs)
+    if (schema := named.pop("json_schema", None)) is not None:
+        named["grammar"] = {"type": "json", "value": schema}
+    if (most := named.pop("max_tokens", None)) is not None:
+        named["max_new_tokens"] = most
+    return named
 
 
 def _count(text: str | None) -> int | None:

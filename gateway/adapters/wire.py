@@ -3,13 +3,14 @@
 aiohttp, because on one core it carries about five times as many requests as httpx does at concurrency 64.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import aiohttp
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.adapters.model_port import Broken, Busy, NotConnected, Refused
+from gateway.adapters.model_port import Broken, Busy, NotConnected, Refused, Unreadable
 
 CONNECT_TIMEOUT_S = 1.0
 
@@ -35,24 +36,44 @@ class Wire:
         """Send, and read the answer to its end; the current trace goes along. Raises NotConnected, Busy, Refused or
         Broken. How long it may take is the caller's to say: only connecting is bounded here.
         """
-        carrier = {"content-type": "application/json", **headers}
-        _TRACE_CONTEXT.inject(carrier)
-        try:
-            async with self._open().request(method, url, data=body, headers=carrier, allow_redirects=False) as response:
-                answered = Answered(response.headers, await response.read())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise NotConnected(str(error)) from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Broken(f"the connection failed: {error!r}") from error
-        if response.status // 100 != 2:
-            raise _fault(response.status, answered)
-        return answered
+        async with self._asked(method, url, headers, body) as response:
+            return Answered(response.headers, await response.read())
+
+    async def events(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncGenerator[bytes, None]:
+        """POST, and the data of each server-sent event as it comes. Raises as `request` does, and Unreadable.
+
+        Whoever stops before the end closes the generator, and with it the connection: the server then stops too.
+        """
+        async with self._asked("POST", url, headers, body) as response:
+            try:
+                async for line in response.content:
+                    if line.startswith(b"data:"):
+                        yield line[5:].strip()
+            except ValueError as error:
+                raise Unreadable("an event is too long", 200) from error
 
     async def aclose(self) -> None:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    @asynccontextmanager
+    async def _asked(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A 2xx answer whose body is yet to be read. Raises NotConnected, Busy, Refused and Broken."""
+        carrier = {"content-type": "application/json", **headers}
+        _TRACE_CONTEXT.inject(carrier)
+        try:
+            async with self._open().request(method, url, data=body, headers=carrier, allow_redirects=False) as response:
+                if response.status // 100 != 2:
+                    raise _fault(response.status, Answered(response.headers, await response.read()))
+                yield response
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            raise NotConnected(str(error)) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Broken(f"the connection failed: {error!r}") from error
 
     def _open(self) -> aiohttp.ClientSession:
         # Made on first use: a session belongs to the running loop.

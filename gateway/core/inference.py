@@ -4,7 +4,7 @@ All of these are values: made once, never changed. Times are UTC, `cost_nano` is
 deployment's one currency is).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -50,7 +50,11 @@ class Attribution(Struct, frozen=True):
 
 
 class Invocation(Struct, frozen=True, kw_only=True):
-    """One request to a task, validated: what was asked, by whom, under which version of the task."""
+    """One request to a task, validated: what was asked, by whom, under which version of the task.
+
+    `listener` is told the parts of an output while it is generated, where a stage can say them one by one: added up,
+    they are the output. It must not block.
+    """
 
     id: str
     task: str
@@ -68,6 +72,7 @@ class Invocation(Struct, frozen=True, kw_only=True):
     no_cache: bool = False
     no_store: bool = False
     trace_id: str | None = None
+    listener: Callable[[dict[str, Any]], None] | None = None
 
 
 class Intent(Struct, frozen=True, kw_only=True):
