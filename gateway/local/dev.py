@@ -16,6 +16,10 @@ from gateway.local.valkey import start_valkey
 from gateway.settings import Settings
 
 
+# Unpacking the model takes some twenty seconds on a quiet machine, and minutes on a busy one.
+_LOADING_S = 600.0
+
+
 class Running(Struct, frozen=True):
     """What was started. `model_command` starts the LLM server again, should somebody have killed it."""
 
@@ -58,9 +62,9 @@ def running(settings: Settings, console: Console, port: int = 0) -> Iterator[Run
         )
         url = f"http://127.0.0.1:{gateway_port}"
         with console.status("loading the LLM"):
-            llm.wait_ready(f"{llm_url}/health")
+            llm.wait_ready(f"{llm_url}/health", _LOADING_S)
         with console.status("loading the gateway"):
-            gateway.wait_ready(f"{url}/health/ready")
+            gateway.wait_ready(f"{url}/health/ready", _LOADING_S)
         yield Running(url, llm_url, settings.database, " ".join(llm_command), gateway, llm)
 
 
