@@ -130,11 +130,11 @@ def rows(count: int, violations: float, source: str, seed: int, split: str = "te
     return made
 
 
-def write_sources(folder: Path) -> Path:
+def write_sources(folder: Path, count: int = 240) -> Path:
     """Two public sources of violations and one of service talk."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, share in (("convabuse", 0.5), ("uci_sms_spam", 0.5), ("multidogo", 0.0)):
-        made = rows(240, share, name, 1)
+        made = rows(count, share, name, 1)
         lines = [
             {"id": r.id, "source": name, "text": r.text, "label": r.label, "policy": r.policy,
              "split": "test" if i % 4 == 0 else "train"}
