@@ -17,7 +17,6 @@ from gateway.local.dev import Running, running
 from gateway.settings import Settings
 
 TASK = "message-moderation"
-_WIDTH = 58
 
 
 class DemoMessage(Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +40,10 @@ def demo(settings: Settings, console: Console, stay: bool) -> bool:
 
 
 def _send_all(console: Console, up: Running, key: str, messages: list[DemoMessage]) -> bool:
-    table = Table("message", "stage", "score", "action", "cost", "ms", "", title=f"POST /tasks/{TASK}/invoke")
+    table = Table(title=f"POST /tasks/{TASK}/invoke", expand=True)
+    table.add_column("message", no_wrap=True, overflow="ellipsis", ratio=1)
+    for heading in ("decided by", "score", "action", "cost", "ms", ""):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("score", "cost", "ms") else "left")
     good = True
     with httpx.Client(base_url=up.url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
         for message in messages:
@@ -56,15 +58,15 @@ def _send_all(console: Console, up: Running, key: str, messages: list[DemoMessag
 
 
 def _row(message: DemoMessage, metadata: dict[str, Any], took_ms: float, expected: bool) -> tuple[str, ...]:
-    text, score = message.input["message"], metadata.get("score")
+    score = metadata.get("score")
     return (
-        text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…",
+        message.input["message"],
         metadata.get("stage") or metadata.get("reason") or "",
         "" if score is None else f"{score:.3f}",
         metadata.get("action") or "",
         metadata.get("usage", {}).get("cost", ""),
         f"{took_ms:.1f}",
-        "[green]as expected[/]" if expected else f"[red]expected {message.action}[/]",
+        "[green]✓[/]" if expected else f"[red]✗ expected {message.action}[/]",
     )
 
 
