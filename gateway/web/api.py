@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -49,8 +49,9 @@ from gateway.web.envelope import (
 )
 from gateway.web.exchange import Exchange, exchange_of, header
 from gateway.web.limits import read_body
-from gateway.web.problems import problem
-from gateway.web.reply import Reply, events_reply, json_reply
+from gateway.web.live import Live
+from gateway.web.problems import as_gateway_error, problem
+from gateway.web.reply import EventStream, Reply, event, events_reply, json_reply
 
 log = structlog.get_logger()
 
@@ -128,10 +129,16 @@ class Verbs:
     async def stream(self, request: AnyRequest) -> Reply:
         """Run the task on one input and answer in server-sent events: `metadata`, `data`, `end`.
 
-        A task that answers whole sends one `data` event. Errors come before the first event, as problem documents.
+        A text answer comes token by token, in `data` events that add up to the output; then the first `metadata` names
+        the run, and a second one, before `end`, has the whole. Every other answer is one `data` event. An error before
+        the first event is a problem document, a later one an `error` event. Whoever leaves stops nothing: the run is
+        settled and recorded.
         """
         exchange = exchange_of(request, self._doors.clock)
-        answer = await self._answer_one(request, exchange)
+        live = Live(self._doors.engine, *await self._asked(request, exchange))
+        if await live.speaks():
+            return EventStream(_spoken(live, exchange), exchange.headers())
+        answer = await live.answer()
         headers = answer_headers(exchange.headers(), answer, self._doors.clock.since_ms(exchange.started_s))
         inference = answer.inference
         # `null` would be a chunk of nothing to a client that adds chunks up; an empty object is not.
@@ -163,10 +170,13 @@ class Verbs:
         return json_reply(answer, rate_headers(headers, seen))
 
     async def _answer_one(self, request: AnyRequest, exchange: Exchange) -> Answer:
+        return await self._doors.engine.invoke(*await self._asked(request, exchange))
+
+    async def _asked(self, request: AnyRequest, exchange: Exchange) -> tuple[LoadedTask, Invocation]:
         task, wishes = self._task(request, exchange.caller), _wishes(request)
         body = parse(self._invoke_decoder, await read_body(request, self._settings), self._settings)
         said = attribution(body.metadata, body.config)
-        return await self._doors.engine.invoke(task, self._invocation(task, exchange, body.input, said, wishes))
+        return task, self._invocation(task, exchange, body.input, said, wishes)
 
     def _task(self, request: AnyRequest, caller: Caller) -> LoadedTask:
         task = self._doors.registry().task(request.path_params["task"])
@@ -220,6 +230,24 @@ class Verbs:
         metadata = _one_each(body.metadata, count, "$.metadata")
         config = _one_each(body.config, count, "$.config")
         return [attribution(m, c) for m, c in zip(metadata, config, strict=True)]
+
+
+async def _spoken(live: Live, exchange: Exchange) -> AsyncIterator[bytes]:
+    """The events of an answer that is heard while it is made."""
+    asked = live.invocation
+    begun = {"run_id": asked.id, "fingerprint": asked.fingerprint, "trace_id": asked.trace_id}
+    yield event(b"metadata", begun)
+    try:
+        async for part in live.parts():
+            yield event(b"data", part)
+        answer = await live.answer()
+    except Exception as raised:
+        document = problem(as_gateway_error(raised, exchange), exchange.request_id)
+        # The first two are what LangChain's client makes its exception of.
+        yield event(b"error", {"status_code": document["status"], "message": document["detail"], **document})
+        return
+    yield event(b"metadata", of_inference(answer.inference))
+    yield event(b"end", None)
 
 
 def may_call(task: LoadedTask, team: str) -> bool:

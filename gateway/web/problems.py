@@ -44,13 +44,19 @@ class Handler:
 
     def __call__(self, request: Request[Any, Any, Any], raised: Exception) -> Any:
         exchange = exchange_of(request, self._clock)
-        error = _as_gateway_error(raised)
-        if error.status >= 500:
-            log.error("request_failed", code=error.code, request_id=exchange.request_id, exc_info=_unexpected(raised))
+        error = as_gateway_error(raised, exchange)
         reply = problem_reply(error, exchange)
         if error.status == 405:
             reply.headers.append((b"allow", ", ".join(_allowed(request)).encode()))
         return reply
+
+
+def as_gateway_error(raised: Exception, exchange: Exchange) -> GatewayError:
+    """What the caller may see of whatever was raised. What is no fault of the caller's goes to the log."""
+    error = _as_gateway_error(raised)
+    if error.status >= 500:
+        log.error("request_failed", code=error.code, request_id=exchange.request_id, exc_info=_unexpected(raised))
+    return error
 
 
 def problem_reply(error: GatewayError, exchange: Exchange) -> Reply:

@@ -4,7 +4,7 @@ Handlers return it in place of a framework response: nothing is left to encode, 
 path is worth more than every convenience.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +39,23 @@ class Reply:
         return self
 
 
+class EventStream(Reply):
+    """Server-sent events as they come to be."""
+
+    __slots__ = ("_events",)
+
+    def __init__(self, events: AsyncIterator[bytes], headers: Headers) -> None:
+        self._events = events
+        self.body, self.status = b"", 200
+        self.headers = [*headers, (b"content-type", EVENTS), (b"x-accel-buffering", b"no")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def json_reply(value: Any, headers: Headers, status: int = 200) -> Reply:
     """A value as JSON."""
     return Reply(_encode(value), headers, status)
@@ -46,7 +63,9 @@ def json_reply(value: Any, headers: Headers, status: int = 200) -> Reply:
 
 def events_reply(events: Sequence[tuple[bytes, Any]], headers: Headers) -> Reply:
     """Server-sent events, all known at once: (name, value) each. JSON has no raw line breaks, so one data line does."""
-    parts = [
-        b"event: %s\ndata: %s\n\n" % (name, _encode(value) if value is not None else b"") for name, value in events
-    ]
-    return Reply(b"".join(parts), headers, media_type=EVENTS)
+    return Reply(b"".join(event(name, value) for name, value in events), headers, media_type=EVENTS)
+
+
+def event(name: bytes, value: Any) -> bytes:
+    """One server-sent event."""
+    return b"event: %s\ndata: %s\n\n" % (name, _encode(value) if value is not None else b"")

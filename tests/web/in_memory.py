@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gateway.adapters.schema import Schema
 from gateway.core.audit import TERMINAL, Act, ActName, Actor
-from gateway.core.cascade import Finding, StageFailed, Step
+from gateway.core.cascade import Finding, Runner, StageFailed, Step
 from gateway.core.clock import Clock
 from gateway.core.engine import Admission, Engine
 from gateway.core.errors import Conflict, GatewayError, NotFound, QuotaExceeded, Unavailable
@@ -25,7 +25,7 @@ from gateway.core.meter import Meter, Settlement
 from gateway.core.quotas import Charge
 from gateway.core.records import Feedback, Run, Team, TeamLimit, UsageRow
 from gateway.core.registry import Registry
-from gateway.core.task import RulesStage, Task
+from gateway.core.task import ChainStage, RulesStage, Task
 from gateway.core.versions import Version
 from gateway.web.doors import Doors
 
@@ -266,9 +266,9 @@ class Memory:
         self.keys.keys[key.id] = key
         return text
 
-    def doors(self, **more: Any) -> Doors:
-        """What `create_app` wants."""
-        registry = Registry({task.name: task for task in (moderation(), routing())}, {})
+    def doors(self, tasks: Sequence[LoadedTask] = (), **more: Any) -> Doors:
+        """What `create_app` wants; `tasks` are served beside the two."""
+        registry = Registry({task.name: task for task in (moderation(), routing(), *tasks)}, {})
         return Doors(
             engine=Engine(self.store, self.ledger, CLOCK, ZoneInfo("UTC"), permits=256),
             registry=lambda: registry,
@@ -311,6 +311,21 @@ def routing() -> LoadedTask:
         payer="owner",
     )
     return _loaded("request-routing", declared, _ROUTING_INPUT, "text")
+
+
+def replying(runner: Runner) -> LoadedTask:
+    """A task that answers with text: whatever `runner` says of a `request` is its `reply`."""
+    declared = Task(
+        owner="trust",
+        description="Write a reply.",
+        input="input.schema.json",
+        output="output.schema.json",
+        stage=(ChainStage(name="llm", prompt="reply/write.v1", model="small", answer="text"),),
+    )
+    schema = {"type": "object", "required": ["request"], "properties": {"request": {"type": "string"}}}
+    loaded = _loaded("reply", declared, schema, "request")
+    output = {"type": "object", "properties": {"reply": {"type": "string"}}}
+    return replace(loaded, steps=(Step(declared.stage[0], runner),), output_schema=output)
 
 
 def _loaded(name: str, declared: Task, schema: dict[str, Any], field: str) -> LoadedTask:
