@@ -17,6 +17,8 @@ COMMANDS = {
     "keys": ("gateway.cli.access", "API keys."),
     "audit": ("gateway.cli.audit", "What administrators did."),
     "task": ("gateway.cli.task", "Versions of a task: their history, and what changed."),
+    "usage": ("gateway.cli.usage", "What was spent: reports, exports, closed months."),
+    "ledger": ("gateway.cli.ledger", "Prove that every sum agrees with every other."),
     "db": ("gateway.cli.db", "The database schema."),
     "model": ("gateway.cli.model", "The local LLM: fetch and serve."),
     "lab": ("gateway.cli.lab", "Train, calibrate and evaluate."),

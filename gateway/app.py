@@ -17,6 +17,8 @@ from gateway import settings as process_settings
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.schema import Schema
 from gateway.adapters.sql.audit import SqlAudit
+from gateway.adapters.sql.books import SqlBooks
+from gateway.adapters.sql.claims import SqlClaims
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.keys import SqlKeys
@@ -27,6 +29,7 @@ from gateway.adapters.sql.spending import SqlSpending
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.usage import SqlUsage
+from gateway.core.bookkeeping import Bookkeeper
 from gateway.core.budgets import counters
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
@@ -153,8 +156,16 @@ class Process:
         )
         self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
         self._engine = Engine(
-            self._store, self._ledger, self._clock, settings.zone, settings.permits, self._limits.of_team
+            self._store,
+            self._ledger,
+            self._clock,
+            settings.zone,
+            settings.permits,
+            self._limits.of_team,
+            SqlClaims(self._database),
         )
+        books = SqlBooks(self._database, settings.zone)
+        self._bookkeeper = Bookkeeper(books, SqlClaims(self._database), self._clock)
         self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
         self._draining = False
 
@@ -194,7 +205,9 @@ class Process:
                 self._sweeper, self._store, self._clock, self._settings.sweep_s, self._settings.orphan_after_s
             )
         )
-        following = [asyncio.create_task(each.follow()) for each in (self._limits, self._reloader, self._pins)]
+        following = [
+            asyncio.create_task(each.follow()) for each in (self._limits, self._bookkeeper, self._reloader, self._pins)
+        ]
         log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
         try:
             yield

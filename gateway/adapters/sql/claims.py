@@ -1,6 +1,6 @@
 """Idempotency keys over SQL: a claim is a row, so it outlives every process and the store."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -49,6 +49,11 @@ class SqlClaims:
         mine = (*_of(invocation), _held.inference_id == invocation.id, _held.outcome.is_(None))
         async with self._database.begin() as connection:
             await connection.execute(delete(idempotency).where(*mine))
+
+    async def forget(self, now: datetime) -> int:
+        """Remove the keys that have expired: how many. Raises Unavailable."""
+        async with self._database.begin() as connection:
+            return (await connection.execute(delete(idempotency).where(_held.expires_at <= now))).rowcount
 
 
 def _of(invocation: Invocation) -> tuple[ColumnElement[bool], ...]:

@@ -1,0 +1,248 @@
+"""The books: days that are closed into sums, months that are closed into an export, corrections of prices.
+
+A day is closed when it is over, and no call that began in it is still under way: from then on its rows never change,
+so its sums need not be made again.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct, structs
+from sqlalchemy import ColumnElement, Select, case, func, insert, literal, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.tables import attempt, inference, intent, model_call, price_adjustment, usage_close, usage_day
+from gateway.adapters.sql.usage import total
+from gateway.core.errors import Conflict
+from gateway.core.reports import ADJUSTMENT, UsageDay, day_start, month_after
+
+# An inference that began before midnight is recorded well within this time after it.
+SETTLING = timedelta(minutes=10)
+_WHO = ("payer_team", "caller_team", "owner_team", "task", "kind")
+_COLUMNS = tuple(name for name in UsageDay.__struct_fields__ if name != "day")
+
+
+class ClosedMonth(Struct, frozen=True):
+    """An export as it was stored."""
+
+    month: date
+    sha256: str
+    content: bytes
+    closed_at: datetime
+
+
+class Sums(Struct, frozen=True):
+    """Tokens and cost of a set of rows."""
+
+    rows: int
+    input_tokens: int
+    output_tokens: int
+    cost_nano: int
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """The whole ledger, summed three ways; how many rows differ from the sum of their parts; what is under way."""
+
+    calls: Sums
+    attempts: Sums
+    inferences: Sums
+    unsettled: Sums
+    attempts_off: int
+    inferences_off: int
+    days_off: Sequence[date]
+    intents: int
+
+
+class SqlBooks:
+    """Sums and closed months. Any number of processes may close at once."""
+
+    def __init__(self, database: Database, zone: ZoneInfo) -> None:
+        self._database, self._zone = database, zone
+
+    async def close_days(self, now: datetime) -> Sequence[date]:
+        """Close every day that can be: which ones. Doing it again changes nothing. Raises Unavailable."""
+        closed = []
+        async with self._database.begin() as connection:
+            day, last = await self._next(connection), await self._last(connection, now)
+        while day is not None and day <= last:
+            try:
+                async with self._database.begin() as connection:
+                    if rows := await self._live(connection, day):
+                        await connection.execute(
+                            insert(usage_day), [{**structs.asdict(r), "closed_at": now} for r in rows]
+                        )
+                closed.append(day)
+            except IntegrityError:
+                # Another process was faster; it counted the same rows.
+                pass
+            day += timedelta(days=1)
+        return closed
+
+    async def days(self, start: date, end: date) -> list[UsageDay]:
+        """The sums of [start, end), from closed days where there are any, else from the rows. Raises Unavailable."""
+        async with self._database.begin() as connection:
+            stored = select(usage_day).where(usage_day.c.day >= start, usage_day.c.day < end)
+            found = [_usage_day(row) for row in (await connection.execute(stored)).mappings()]
+            day = max(start, await self._next(connection) or end)
+            last = await self._newest(connection)
+            while day < end and last is not None and day <= last:
+                found += await self._live(connection, day)
+                day += timedelta(days=1)
+            return found + await self._adjustments(connection, start, end)
+
+    async def close_month(
+        self, month: date, now: datetime, export: Callable[[Sequence[UsageDay]], bytes]
+    ) -> ClosedMonth:
+        """Store a month's export, or return the one that is stored: identical for ever.
+
+        Raises Conflict while the month is not over or calls of it are under way, Unavailable.
+        """
+        if (stored := await self.closed_month(month)) is not None:
+            return stored
+        await self.close_days(now)
+        end = month_after(month)
+        async with self._database.begin() as connection:
+            if await self._last(connection, now) < end - timedelta(days=1):
+                raise Conflict(f"{month:%Y-%m} is not over, or calls of it are still under way.")
+        content = export(await self.days(month, end))
+        closed = ClosedMonth(month, hashlib.sha256(content).hexdigest(), content, now)
+        try:
+            async with self._database.begin() as connection:
+                await connection.execute(insert(usage_close), structs.asdict(closed))
+        except IntegrityError:
+            # Another process was faster; what it stored is what counts.
+            return await self.closed_month(month) or closed
+        return closed
+
+    async def closed_month(self, month: date) -> ClosedMonth | None:
+        """The stored export of a month. Raises Unavailable."""
+        async with self._database.begin() as connection:
+            row = (await connection.execute(select(usage_close).where(usage_close.c.month == month))).mappings().first()
+        return ClosedMonth(**row) if row is not None else None
+
+    async def totals(self) -> Totals:
+        """Everything that must agree. Reads the whole ledger. Raises Unavailable."""
+        async with self._database.begin() as connection:
+            if self._database.postgres:
+                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            return Totals(
+                calls=await _sums(connection, _all(model_call)),
+                attempts=await _sums(connection, _all(attempt)),
+                inferences=await _sums(connection, _all(inference)),
+                unsettled=await _sums(connection, _all(model_call).where(model_call.c.settled.is_(False))),
+                attempts_off=await _count(connection, _differing(attempt, model_call, "attempt_id")),
+                inferences_off=await _count(connection, _differing(inference, attempt, "inference_id")),
+                days_off=await self._days_off(connection),
+                intents=await _count(connection, select(intent.c.id)),
+            )
+
+    async def _days_off(self, connection: AsyncConnection) -> list[date]:
+        """Closed days whose sums are not those of their rows, as far back as there are rows."""
+        oldest = await self._oldest(connection)
+        rows = (await connection.execute(select(usage_day).order_by(usage_day.c.day))).mappings()
+        stored: dict[date, set[UsageDay]] = {}
+        for row in rows:
+            stored.setdefault(row["day"], set()).add(_usage_day(row))
+        day, end = oldest, await self._next(connection)
+        off = []
+        while day is not None and end is not None and day < end:
+            if set(await self._live(connection, day)) != stored.get(day, set()):
+                off.append(day)
+            day += timedelta(days=1)
+        return off
+
+    async def _live(self, connection: AsyncConnection, day: date) -> list[UsageDay]:
+        """A day's sums, from the rows."""
+        start, end = day_start(day, self._zone), day_start(day + timedelta(days=1), self._zone)
+        rows: list[UsageDay] = []
+        for query, at in ((_counted(), inference.c.received_at), (_spent(), model_call.c.started_at)):
+            found = (await connection.execute(query.where(at >= start, at < end))).mappings()
+            rows += [UsageDay(day=day, **row) for row in found]
+        return rows
+
+    async def _adjustments(self, connection: AsyncConnection, start: date, end: date) -> list[UsageDay]:
+        rows = price_adjustment.c
+        who = (rows.day, rows.payer_team, rows.caller_team, rows.owner_team, rows.task, rows.model)
+        query = select(*who, total(rows.cost_nano).label("cost_nano")).where(rows.day >= start, rows.day < end)
+        found = (await connection.execute(query.group_by(*who))).mappings()
+        return [UsageDay(kind=ADJUSTMENT, **row) for row in found]
+
+    async def _next(self, connection: AsyncConnection) -> date | None:
+        """The first day that is not closed; None where there is nothing to close."""
+        last = (await connection.execute(select(func.max(usage_day.c.day)))).scalar_one()
+        return last + timedelta(days=1) if last is not None else await self._oldest(connection)
+
+    async def _last(self, connection: AsyncConnection, now: datetime) -> date:
+        """The last day that can be closed."""
+        oldest = (await connection.execute(select(intent.c.created_at).order_by(intent.c.id).limit(1))).scalar()
+        until = now - SETTLING if oldest is None else min(now - SETTLING, oldest)
+        return until.astimezone(self._zone).date() - timedelta(days=1)
+
+    async def _oldest(self, connection: AsyncConnection) -> date | None:
+        return await self._edge(connection, func.min)
+
+    async def _newest(self, connection: AsyncConnection) -> date | None:
+        return await self._edge(connection, func.max)
+
+    async def _edge(self, connection: AsyncConnection, edge: Any) -> date | None:
+        found = [
+            (await connection.execute(select(edge(column)))).scalar_one()
+            for column in (inference.c.received_at, model_call.c.started_at)
+        ]
+        days = [at.astimezone(self._zone).date() for at in found if at is not None]
+        return (min if edge is func.min else max)(days) if days else None
+
+
+def _counted() -> Select[Any]:
+    """Inferences; those that the cache answered."""
+    who = [inference.c[name] for name in _WHO]
+    cached = total(case((inference.c.cache.in_(("hit", "shared")), 1), else_=0)).label("cached")
+    query: Select[Any] = select(*who, func.count().label("inferences"), cached)
+    return query.group_by(*who)
+
+
+def _spent() -> Select[Any]:
+    """Model calls by stage and model."""
+    calls = model_call.c
+    who = [*(calls[name] for name in _WHO), calls.stage, calls.model]
+    sums = [total(calls[name]).label(name) for name in ("input_tokens", "output_tokens", "cost_nano")]
+    unsettled = total(case((calls.settled, 0), else_=calls.cost_nano)).label("unsettled_nano")
+    query: Select[Any] = select(*who, func.count().label("model_calls"), *sums, unsettled)
+    return query.group_by(*who)
+
+
+def _all(table: Any) -> Select[Any]:
+    columns: list[Any] = [func.count()]
+    columns += [func.coalesce(total(table.c[name]), 0) for name in ("input_tokens", "output_tokens", "cost_nano")]
+    return select(*columns).select_from(table)
+
+
+def _differing(whole: Any, part: Any, reference: str) -> Select[Any]:
+    """Rows of `whole` whose cost or tokens are not the sum of their parts, and parts without a whole."""
+    names = ("input_tokens", "output_tokens", "cost_nano")
+    sums = select(part.c[reference].label("id"), *(total(part.c[name]).label(name) for name in names)).group_by(
+        part.c[reference]
+    )
+    summed = sums.subquery()
+    differs: ColumnElement[bool] = whole.c.id.is_(None)
+    for name in names:
+        differs = differs | (func.coalesce(whole.c[name], 0) != func.coalesce(summed.c[name], 0))
+    return select(literal(1)).select_from(whole.join(summed, whole.c.id == summed.c.id, full=True)).where(differs)
+
+
+async def _sums(connection: AsyncConnection, query: Select[Any]) -> Sums:
+    return Sums(*(await connection.execute(query)).one())
+
+
+async def _count(connection: AsyncConnection, query: Select[Any]) -> int:
+    count: int = (await connection.execute(select(func.count()).select_from(query.subquery()))).scalar_one()
+    return count
+
+
+def _usage_day(row: Any) -> UsageDay:
+    return UsageDay(day=row["day"], **{name: row[name] for name in _COLUMNS})
