@@ -8,6 +8,7 @@ import re2  # type: ignore[import-untyped]
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.config import construct, read_toml
 from gateway.core.loaded import StageFiles
+from gateway.core.meaning import labels_of
 from gateway.core.meter import Meter
 from gateway.core.problems import InvalidConfig, Problem, did_you_mean
 from gateway.core.task import Declared, Name, RulesStage
@@ -107,7 +108,7 @@ def _problems(rules: RuleFile, files: StageFiles, file: str) -> Iterator[Problem
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Problem(file, "rule", f"two rules are called `{name}`")
     yield from _pattern_problems(rules.unless, file, "unless")
-    labels = {label for label in (files.task.positive, *files.task.actions) if label not in (None, "deferred")}
+    labels = labels_of(files.task)
     for i, rule in enumerate(rules.rule):
         place = f"rule[{i}]"
         if labels and rule.label not in labels:
@@ -115,7 +116,7 @@ def _problems(rules: RuleFile, files: StageFiles, file: str) -> Iterator[Problem
                 file,
                 f"{place}.label",
                 f"the task has no label `{rule.label}`",
-                did_you_mean(rule.label, filter(None, labels)),
+                did_you_mean(rule.label, labels),
             )
         if rule.policy is not None and rule.policy not in files.task.policy:
             hint = did_you_mean(rule.policy, files.task.policy)
