@@ -26,9 +26,12 @@ _UNDECIDED = 1.0
 
 def plain_config(sources: Path | None, corpus: Path, out: Path, *, epochs: int = 3, seed: int = _SEED) -> CnnConfig:
     """A CNN of the usual size, without anything that this project adds."""
-    mix = CnnMixConfig(per_label=_ALL, service=_ALL, corpus_passes=1, plain_passes=0, disguised=0.0, joined=0.0)
+    mix = CnnMixConfig(
+        per_label=_ALL, service=_ALL, corpus_passes=1, plain_passes=0, disguised=0.0, joined=0.0, pool_per_label=4500
+    )
     return CnnConfig(
         sources=str(sources) if sources is not None else None, corpus=str(corpus), out=str(out), epochs=epochs,
+        learning_rate=2e-3, table_rate=6e-4, dropout_features=0.3, averaging=0.0, kindred_words=0.0,
         policy_weight=0.0, lexicon=8000, buckets=4096, shape={"word_dim": 48, "word_filters": 64}, spelled_words=0.0,
         seed=seed, mix=mix,
     )  # fmt: skip
