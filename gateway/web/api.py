@@ -73,14 +73,14 @@ _LINKS = {
 _FAILURES = (UnknownTask, Conflict, QuotaExceeded, BudgetExceeded, CascadeExhausted, Overloaded)
 
 
-class _Wishes(msgspec.Struct, frozen=True):
+class Wishes(msgspec.Struct, frozen=True):
     """What the request's headers ask for."""
 
     idempotency_key: str | None
     no_cache: bool
     no_store: bool
 
-    def at(self, position: int) -> "_Wishes":
+    def at(self, position: int) -> "Wishes":
         """The same for one input of a batch."""
         if self.idempotency_key is None:
             return self
@@ -152,7 +152,7 @@ class Verbs:
         With an Idempotency-Key, each input is claimed by its position under that key.
         """
         exchange = exchange_of(request, self._doors.clock)
-        task, wishes = self._task(request, exchange.caller), _wishes(request)
+        task, wishes = self._task(request, exchange.caller), wishes_of(request)
         body = parse(self._batch_decoder, await read_body(request, self._settings), self._settings)
         said = self._attributions(body)
         free = asyncio.Semaphore(self._settings.batch_concurrency)
@@ -173,20 +173,25 @@ class Verbs:
         return await self._doors.engine.invoke(*await self._asked(request, exchange))
 
     async def _asked(self, request: AnyRequest, exchange: Exchange) -> tuple[LoadedTask, Invocation]:
-        task, wishes = self._task(request, exchange.caller), _wishes(request)
+        task, wishes = self._task(request, exchange.caller), wishes_of(request)
         body = parse(self._invoke_decoder, await read_body(request, self._settings), self._settings)
         said = attribution(body.metadata, body.config)
-        return task, self._invocation(task, exchange, body.input, said, wishes)
+        return task, self.invocation(task, exchange, body.input, said, wishes)
 
     def _task(self, request: AnyRequest, caller: Caller) -> LoadedTask:
-        task = self._doors.registry().task(request.path_params["task"])
+        return self.task(request.path_params["task"], caller)
+
+    def task(self, name: str, caller: Caller) -> LoadedTask:
+        """The task of that name. Raises UnknownTask, or Forbidden where it is not offered to the caller's team."""
+        task = self._doors.registry().task(name)
         if not may_call(task, caller.team):
             raise Forbidden(f"The team `{caller.team}` is not among the callers of the task `{task.name}`.")
         return task
 
-    def _invocation(
-        self, task: LoadedTask, exchange: Exchange, value: object, said: Attribution, wishes: _Wishes
+    def invocation(
+        self, task: LoadedTask, exchange: Exchange, value: object, said: Attribution, wishes: Wishes
     ) -> Invocation:
+        """What is asked, with ids and checked input. Raises InvalidInput."""
         checked = check_input(task, value)
         caller, declared, clock = exchange.caller, task.declared, self._doors.clock
         return Invocation(
@@ -207,11 +212,11 @@ class Verbs:
         )
 
     async def _item(
-        self, task: LoadedTask, exchange: Exchange, value: object, said: Attribution, wishes: _Wishes
+        self, task: LoadedTask, exchange: Exchange, value: object, said: Attribution, wishes: Wishes
     ) -> _Item:
         """One input of a batch: what goes wrong with it stays with it."""
         try:
-            answer = await self._doors.engine.invoke(task, self._invocation(task, exchange, value, said, wishes))
+            answer = await self._doors.engine.invoke(task, self.invocation(task, exchange, value, said, wishes))
         except GatewayError as error:
             failed = error
         except Exception:
@@ -265,7 +270,8 @@ def _one_each(given: "list[Each] | Each | None", count: int, path: str) -> "Sequ
     return given
 
 
-def _wishes(request: AnyRequest) -> _Wishes:
+def wishes_of(request: AnyRequest) -> Wishes:
+    """Read from `Idempotency-Key` and `Cache-Control`. Raises InvalidInput."""
     key = header(request, b"idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidInput("An Idempotency-Key is 1 to 255 visible ASCII characters.")
@@ -273,7 +279,7 @@ def _wishes(request: AnyRequest) -> _Wishes:
     if key is None and control is None:
         return _NO_WISHES
     said = {part.strip().lower() for part in control.split(b",")} if control else set()
-    return _Wishes(key.decode() if key else None, b"no-cache" in said, b"no-store" in said)
+    return Wishes(key.decode() if key else None, b"no-cache" in said, b"no-store" in said)
 
 
-_NO_WISHES = _Wishes(None, False, False)
+_NO_WISHES = Wishes(None, False, False)

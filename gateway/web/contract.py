@@ -33,7 +33,10 @@ class Query(Struct, frozen=True):
 
 
 class Contract(Struct, frozen=True, kw_only=True):
-    """`scopes`: one is enough, none means that the route is public. `links` say where an answer leads (OpenAPI)."""
+    """`scopes`: one is enough, none means that the route is public. `links` say where an answer leads (OpenAPI).
+
+    `error` is the shape of errors, as application/json, on routes that speak another API's errors.
+    """
 
     scopes: frozenset[str]
     answer: Any
@@ -43,6 +46,7 @@ class Contract(Struct, frozen=True, kw_only=True):
     errors: tuple[type[GatewayError], ...] = ()
     query: tuple[Query, ...] = ()
     links: Mapping[str, Any] = {}
+    error: Any = None
 
     @property
     def public(self) -> bool:
@@ -59,6 +63,7 @@ def contract(
     errors: tuple[type[GatewayError], ...] = (),
     query: tuple[Query, ...] = (),
     links: Mapping[str, Any] | None = None,
+    error: Any = None,
 ) -> dict[str, Contract]:
     """The `opt` of a route handler. The errors that follow from scopes and body are added."""
     implied: list[type[GatewayError]] = []
@@ -77,6 +82,7 @@ def contract(
             errors=every,
             query=query,
             links=links or {},
+            error=error,
         )
     }
 

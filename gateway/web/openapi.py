@@ -66,7 +66,7 @@ def document(routes: Iterable[HTTPRouteHandler], tasks: Sequence[str]) -> dict[s
     paths: dict[str, dict[str, Any]] = {}
     for route, promised in described:
         for path in route.paths:
-            operations = paths.setdefault(_PARAMETER.sub(r"{\1}", path), {})
+            operations = paths.setdefault(shown_path(path), {})
             for method in route.http_methods:
                 operations[str(method).lower()] = _operation(route, promised, path, tasks, schemas)
     return {
@@ -81,6 +81,11 @@ def document(routes: Iterable[HTTPRouteHandler], tasks: Sequence[str]) -> dict[s
             },
         },
     }
+
+
+def shown_path(path: str) -> str:
+    """A route's path as people write it, without the types of its parameters."""
+    return _PARAMETER.sub(r"{\1}", path)
 
 
 def _operation(
@@ -130,13 +135,18 @@ def _responses(promised: Contract, schemas: Mapping[Any, dict[str, Any]]) -> Ite
         by_status.setdefault(error.status, []).append(error)
     for status, errors in sorted(by_status.items()):
         lines = (f"`{error.code}`: {' '.join(cleandoc(error.__doc__ or '').split())}" for error in errors)
-        problem = {"application/problem+json": {"schema": schemas[Problem]}}
-        yield str(status), {"description": "\n\n".join(lines), "content": problem}
+        document = {"application/problem+json": {"schema": schemas[Problem]}}
+        if promised.error is not None:
+            document = {"application/json": {"schema": schemas[promised.error]}}
+        yield str(status), {"description": "\n\n".join(lines), "content": document}
 
 
 def _schemas(contracts: Iterable[Contract]) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """(schema of each body and answer type, components that they refer to)."""
-    types = [Problem, *(t for promised in contracts for t in (promised.body, promised.answer) if t is not None)]
+    types = [
+        Problem,
+        *(t for promised in contracts for t in (promised.body, promised.answer, promised.error) if t is not None),
+    ]
     unique = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REFERENCE)
     return dict(zip(unique, schemas, strict=True)), dict(components)

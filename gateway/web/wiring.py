@@ -13,6 +13,7 @@ from gateway.web.contract import contract_of
 from gateway.web.doors import Doors, WebSettings
 from gateway.web.health import HealthPages
 from gateway.web.keys import KeyPages
+from gateway.web.openai import ChatPages
 from gateway.web.openapi import SchemaPage
 from gateway.web.problems import Handler
 from gateway.web.runs import RunPages
@@ -24,9 +25,10 @@ from gateway.web.versions import VersionPages
 
 def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHandler] = ()) -> Litestar:
     """The application, with `more` routes. Raises LookupError where a route carries no contract."""
-    keyring = Keyring(doors.keys, doors.clock)
+    keyring, verbs = Keyring(doors.keys, doors.clock), Verbs(doors, settings)
     routes = [
-        *Verbs(doors, settings).routes(),
+        *verbs.routes(),
+        *ChatPages(doors, settings, verbs).routes(),
         *TaskPages(doors).routes(),
         *VersionPages(doors).routes(),
         *RunPages(doors, settings).routes(),
