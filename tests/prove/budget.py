@@ -1,0 +1,59 @@
+"""Two gateways, 64 clients, a budget for exactly N model calls: exactly N reach the model, and all are recorded."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from budgets import SLACK_NANO, ask, limit_team, message
+
+from gateway.adapters.sql.access import new_key
+from gateway.core.prices import from_nano, to_nano
+from prove.world import Check, World
+
+CLIENTS = 64
+
+
+async def prove_budget(world: World, calls: int = 100, requests: int = 480) -> Sequence[Check]:
+    """Every second request is one that a rule answers. Every answer must have its row."""
+    key = await new_key(world.postgres, "shop", frozenset({"invoke", "admin"}))
+    with world.gateways(2) as up:
+        async with up[0].client(key) as one, up[1].client(key) as two:
+            _, first = await ask(one, message(0))
+            price = to_nano(first["usage"]["cost"])
+            budget = {"resource": "cost", "limit": from_nano(calls * (price + SLACK_NANO)), "per": "month"}
+            await limit_team(up, key, "shop", budget)
+            numbers = iter(range(1, requests))
+            said: list[dict[str, Any]] = [first]
+
+            async def client(number: int) -> None:
+                for position in numbers:
+                    text = message(position) if position % 2 else f"Thank you {position}"
+                    said.append((await ask((one, two)[number % 2], text))[1])
+
+            await asyncio.gather(*map(client, range(CLIENTS)))
+        at_once = await world.open_reservations()
+        booked = await world.booked()
+    cheap = [metadata for metadata in said if metadata.get("stage") == "rules"]
+    given = [metadata["run_id"] for metadata in said if metadata.get("run_id")]
+    name = "1 exact budget"
+    asked = len(world.model.asked)
+    return [
+        Check(name, f"calls at the model, of {calls} that the budget covers", str(asked), asked - calls),
+        Check(name, "calls in the ledger", str(booked.calls), booked.calls - calls),
+        Check(name, "requests that a cheap stage answered", str(len(cheap)), len(cheap) - (requests - 1) // 2),
+        Check(name, "answers without a row", f"of {len(given)}", len(set(given) - booked.runs)),
+        Check(name, "reservations left", str(at_once), at_once),
+    ]
+
+
+async def prove_cache(world: World) -> Sequence[Check]:
+    """An answer of the old prompt is not served by a gateway with the new one."""
+    key = await new_key(world.postgres, "shop", frozenset({"invoke"}))
+    statuses = []
+    for prompt in ("Is it rude?", "Is it very rude?"):
+        (world.home / "prompts/manners/ask.v1.md").write_text(f"{prompt}\n---\n{{{{message}}}}\n", "utf-8")
+        with world.gateways(1) as (up,):
+            async with up.client(key) as client:
+                statuses += [(await ask(client, message(0)))[0].headers["x-gateway-cache"] for _ in range(2)]
+    wrong = sum(seen != wanted for seen, wanted in zip(statuses, ("miss", "hit") * 2, strict=True))
+    return [Check("6 cache", "answers of an older prompt", " ".join(statuses), wrong)]

@@ -1,0 +1,100 @@
+"""A month of a million calls: reports and exports in time, sums equal to the rows, on both databases."""
+
+import tempfile
+import time
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TypeVar
+from zoneinfo import ZoneInfo
+
+from conftest import MIGRATIONS
+from postgres import running_postgres
+
+from gateway.adapters.exports import to_csv
+from gateway.adapters.sql.books import SqlBooks
+from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.migrate import upgrade
+from gateway.core.reports import focus_rows, grouped, total
+from prove.world import Check
+
+MONTH, AFTER = date(2026, 1, 1), date(2026, 2, 1)
+START_S = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+REPORT_S, EXPORT_S = 2.0, 10.0
+T = TypeVar("T")
+
+_ID = "printf('%08x-%04x-7000-8000-%012x', {ms} >> 16, {ms} & 65535, n)"
+_PG_ID = (
+    "(lpad(to_hex({ms} >> 16), 8, '0') || '-' || lpad(to_hex({ms} & 65535), 4, '0') "
+    "|| '-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
+)
+_CALL = """INSERT INTO model_call (id, attempt_id, inference_id, kind, task, stage, caller_team, owner_team, payer_team,
+ key_id, model, replica, outcome, settled, input_tokens, output_tokens, cost_nano, started_at, duration_ms)
+ SELECT {id}, {id}, {id}, 'invoke', 'task-' || (n % 5), 'llm', 'team-' || (n % 20), 'owner', 'team-' || (n % 20),
+ 'key', 'model-' || (n % 3), 'r', 'ok', {true}, 400 + n % 97, 1, 400000 + n % 97 * 1000 + 7, {at}, 30.0
+ FROM {numbers}"""
+_INFERENCE = """INSERT INTO inference (id, kind, task, caller_team, owner_team, payer_team, key_id, cache, status,
+ input_tokens, output_tokens, cost_nano, duration_ms, upstream_ms, received_at)
+ SELECT {id}, 'invoke', 'task-' || (n % 5), 'team-' || (n % 20), 'owner', 'team-' || (n % 20), 'key', 'miss',
+ 'accepted', 400 + n % 97, 1, 400000 + n % 97 * 1000 + 7, 31.0, 30.0, {at} FROM {numbers}"""
+
+
+async def prove_volume(rows: int) -> Sequence[Check]:
+    """The same on both."""
+    checks: list[Check] = []
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        checks += await _prove(f"sqlite:///{Path(folder) / 'gateway.db'}", "SQLite", rows)
+    with running_postgres() as url:
+        checks += await _prove(url, "Postgres", rows)
+    return checks
+
+
+async def _prove(url: str, name: str, rows: int) -> Sequence[Check]:
+    await upgrade(url, MIGRATIONS)
+    database = Database(url, 300)
+    try:
+        await _fill(database, rows)
+        books = SqlBooks(database, ZoneInfo("UTC"))
+        closed, closing_s = await _timed(books.close_days(datetime(2026, 2, 2, tzinfo=UTC)))
+        days, report_s = await _timed(books.days(MONTH, AFTER))
+        started = time.perf_counter()
+        lines, focus = grouped(days, ("team", "task", "model")), focus_rows(days, "USD", ZoneInfo("UTC"))
+        csv = to_csv(focus, list(focus[0]))
+        export_s = report_s + time.perf_counter() - started
+        expected = sum(400_007 + n % 97 * 1000 for n in range(1, rows + 1))
+        off = len((await books.totals()).days_off)
+    finally:
+        await database.aclose()
+    proof = f"4 volume, {name}"
+    return [
+        Check(proof, f"days closed, once, in {closing_s:.1f} s", str(len(closed)), len(closed) - 31),
+        Check(proof, f"report of {rows:,} calls, {len(lines)} lines", f"{report_s:.2f} s", int(report_s > REPORT_S)),
+        Check(proof, f"export of {len(csv):,} bytes", f"{export_s:.2f} s", int(export_s > EXPORT_S)),
+        Check(proof, "nano-units in the report", f"{expected:,}", total(days)["cost_nano"] - expected),
+        Check(proof, "days that differ from their rows", str(off), off),
+    ]
+
+
+async def _timed(work: Awaitable[T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    return await work, time.perf_counter() - started
+
+
+async def _fill(database: Database, rows: int) -> None:
+    """Rows spread evenly over the month, made by the database itself."""
+    step_ms = 31 * 86400 * 1000 // (rows + 1)
+    ms = f"({START_S * 1000} + CAST(n AS BIGINT) * {step_ms})"
+    if database.postgres:
+        given = {
+            "id": _PG_ID.format(ms=ms), "true": "true", "at": f"to_timestamp({ms} / 1000.0)",
+            "numbers": f"generate_series(1, {rows}) AS n",
+        }  # fmt: skip
+    else:
+        series = f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {rows}) SELECT n FROM s)"
+        given = {"id": _ID.format(ms=ms), "true": "1", "at": f"{ms} * 1000", "numbers": series}
+    async with database.begin() as connection:
+        for statement in (_INFERENCE, _CALL):
+            await connection.exec_driver_sql(statement.format(**given))
+        if database.postgres:
+            await connection.exec_driver_sql("ANALYZE inference")
+            await connection.exec_driver_sql("ANALYZE model_call")
