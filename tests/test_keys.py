@@ -1,0 +1,62 @@
+"""The life of a key over HTTP, on two gateway processes over one database."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+from fault_server import FaultServer, serving
+from stack import MIGRATIONS, Gateway, gateway, make_home
+from tokenizers import Tokenizer
+
+from gateway.adapters.sql.access import new_key
+from gateway.adapters.sql.migrate import upgrade
+
+EVERYWHERE_S = 2.5
+"""Two seconds, as documented, and what the request itself may take."""
+
+
+async def refused_after(up: Gateway, key: str) -> float:
+    """Seconds until the gateway refuses the key; each try is a request of its own."""
+    began = time.monotonic()
+    async with up.client(key) as client:
+        while (await client.get("/tasks")).status_code == 200:
+            assert time.monotonic() - began < 30
+    return time.monotonic() - began
+
+
+async def created(client: httpx.AsyncClient, path: str, body: dict[str, object]) -> tuple[str, str]:
+    """A new key: its text and its id."""
+    response = await client.post(path, json=body)
+    assert response.status_code == 201
+    return response.json()["key"], response.json()["info"]["id"]
+
+
+async def test_a_key_from_its_making_to_its_end_on_two_replicas(
+    tmp_path: Path, tiny_llm_folder: Path, valkey: str
+) -> None:
+    """Made on one, good on both; once revoked, refused on both within two seconds; and every act is logged."""
+    tokenizer = tiny_llm_folder / "tokenizer.json"
+    home, database = make_home(tmp_path / "home", tokenizer), f"sqlite:///{tmp_path / 'gateway.db'}"
+    await upgrade(database, MIGRATIONS)
+    admin = await new_key(database, "shop", frozenset({"admin"}))
+    async with serving(FaultServer(Tokenizer.from_file(str(tokenizer)))) as llm:
+        with gateway(home, database, valkey, llm) as one, gateway(home, database, valkey, llm) as two:
+            async with one.client(admin) as client:
+                old, old_id = await created(client, "/keys", {"team": "shop", "scopes": ["read"]})
+                new, new_id = await created(client, f"/keys/{old_id}/rotate", {"overlap_s": 3600})
+                for up in (one, two):
+                    for key in (old, new):
+                        async with up.client(key) as holder:
+                            assert (await holder.get("/tasks")).status_code == 200
+                assert (await client.delete(f"/keys/{old_id}")).status_code == 200
+                assert max(await asyncio.gather(refused_after(one, old), refused_after(two, old))) < EVERYWHERE_S
+                short, _ = await created(client, f"/keys/{new_id}/rotate", {"overlap_s": 0})
+                assert max(await asyncio.gather(refused_after(one, new), refused_after(two, new))) < EVERYWHERE_S
+                listed = (await client.get("/keys")).text
+                acts = (await client.get("/audit")).json()["acts"]
+                assert [act["act"] for act in acts[:4]] == ["key_rotated", "key_revoked", "key_rotated", "key_created"]
+                assert {act["by_key"] for act in acts[:4]} == {admin.split("_")[1]}
+                assert all(key.split("_", 2)[2] not in listed + str(acts) for key in (old, new, short, admin))
+            async with two.client(short) as reader:
+                assert (await reader.get("/audit")).status_code == 403
