@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test lint clean prerequisites
+.PHONY: help demo dev serve check test prove prove-teeth lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -24,6 +24,12 @@ check: $(BIN)/.demo ## Check tasks, prompts and models
 
 test: $(BIN)/.test lint ## Lint, types, import contracts, tests on real servers
 	$(BIN)/python -m pytest
+
+prove: $(BIN)/.test ## Prove the promises about money over real processes (up to 10 minutes)
+	PYTHONPATH=tests $(BIN)/python -m prove
+
+prove-teeth: $(BIN)/.test ## Prove that the proofs can fail: every seeded defect must be caught
+	PYTHONPATH=tests $(BIN)/python -m prove teeth
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

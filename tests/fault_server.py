@@ -50,7 +50,7 @@ class FaultServer:
                 self.seen.append(seen)
                 await self._answer(seen, writer)
                 await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
