@@ -155,6 +155,15 @@ def test_mistakes_in_all_files_are_reported_together(home: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("answer", ["text", "json"])
+def test_an_answer_without_label_has_no_keys_of_labels(home: Path, answer: str) -> None:
+    """Labels, thresholds and actions mean nothing for text and JSON: each is named, none is passed over."""
+    edit(home / "tasks/manners/task.toml", 'model = "small"', f'model = "small"\nanswer = "{answer}"')
+    found = {place for place in problems(home) if "stage[1]" in place}
+    keys = ("accept_above", "accept_below", "answer", "calibration", "labels")
+    assert found == {f"tasks/manners/task.toml: stage[1].{key}" for key in keys}
+
+
 def change_threshold(home: Path) -> None:
     edit(home / "tasks/manners/task.toml", "accept_above = 0.5", "accept_above = 0.6")
 
