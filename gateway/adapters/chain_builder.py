@@ -48,7 +48,7 @@ class ChainBuilder:
         self.wire = Wire()
         self.hub = hub_client(self.wire)
         self._accesses: dict[tuple[str, Model, tuple[str, ...]], Access] = {}
-        self._token_files: dict[str, TokenFile] = {}
+        self._token_files: dict[tuple[str, int], TokenFile] = {}
 
     def build(self, stage: ChainStage, files: StageFiles, place: str) -> Runner:
         """A stage that is ready to run. Raises InvalidConfig with all problems; asks no server."""
@@ -78,13 +78,15 @@ class ChainBuilder:
         return self._accesses[known]
 
     def token_file(self, model: LoadedModel) -> TokenFile | None:
-        """The pinned tokeniser, read once. Raises BadTokenizer."""
+        """The pinned tokeniser, read once and again where it changed. Raises BadTokenizer."""
         if model.declared.tokenizer is None:
             return None
-        path = str(model.folder / model.declared.tokenizer)
-        if path not in self._token_files:
-            self._token_files[path] = TokenFile(path)
-        return self._token_files[path]
+        path = model.folder / model.declared.tokenizer
+        # A reload may find another file under the name; one that is not there is TokenFile's to tell.
+        state = (str(path), path.stat().st_mtime_ns if path.is_file() else 0)
+        if state not in self._token_files:
+            self._token_files[state] = TokenFile(str(path))
+        return self._token_files[state]
 
     async def _verify(self, model: Model, url: str, headers: Mapping[str, str]) -> str:
         try:

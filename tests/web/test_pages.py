@@ -202,3 +202,27 @@ async def test_limits_of_a_team_are_replaced_whole(served):
         assert (await served.client.put(path, json={"limits": [wrong]})).status_code == 422
     assert (await served.client.put("/teams/nobody/limits", json={"limits": []})).status_code == 404
     assert (await served.client.put(path, json={"limits": []})).json()["limits"] == []
+
+
+async def test_a_version_is_looked_up_by_all_and_read_by_its_owner(served):
+    """A run's fingerprint can be looked up by who may call the task; what it was made of is for the owner alone."""
+    path = "/tasks/message-moderation/versions"
+    (line,) = (await served.client.get(path)).json()["versions"]
+    assert line["current"]
+    theirs = (await served.client.get(f"{path}/{line['fingerprint']}")).json()
+    own = (await served.client.get(f"{path}/{line['fingerprint']}", headers=served.as_team("trust"))).json()
+    assert (theirs["config"], own["config"]) == (None, {"declaration": {}})
+    assert (await served.client.get(f"{path}/{'f' * 16}")).status_code == 404
+    closed = await served.client.get("/tasks/request-routing/versions", headers=served.as_team("other"))
+    assert closed.status_code == 403
+
+
+async def test_the_audit_log_is_read_page_by_page(serve):
+    """Acts over HTTP name the key that did them; `next` leads to the older ones."""
+    async with serve() as served:
+        for _ in range(3):
+            assert (await served.client.post("/keys", json={"team": "market", "scopes": ["read"]})).status_code == 201
+        first = (await served.client.get("/audit?limit=2")).json()
+        rest = (await served.client.get(f"/audit?limit=2&before={first['next']}")).json()
+        assert [len(first["acts"]), len(rest["acts"]), rest["next"]] == [2, 1, None]
+        assert {act["by_team"] for act in first["acts"] + rest["acts"]} == {"market"}
