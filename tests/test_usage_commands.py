@@ -1,0 +1,114 @@
+"""`gateway usage`, `gateway ledger` and `gateway teams limit` at a terminal, on a database with known rows."""
+
+import asyncio
+import csv
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from conftest import MIGRATIONS
+from sqlalchemy import create_engine, text
+from stories import ESTIMATE, TRUTH, inference, intent, invocation
+
+from gateway.__main__ import cli
+from gateway.adapters.sql.books import Sums, Totals
+from gateway.adapters.sql.ledger import open_ledger
+from gateway.adapters.sql.migrate import upgrade
+from gateway.cli.ledger import Counted, bounds
+
+# The middle of a month that is long over, whatever today is.
+THEN = datetime(2026, 3, 15, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A SQLite file with three calls in March 2026, which the environment names."""
+    file = tmp_path / "gateway.db"
+    url = f"sqlite:///{file}"
+    await upgrade(url, MIGRATIONS)
+    ledger = open_ledger(url)
+    for hours in range(3):
+        asked = invocation(received_at=THEN + timedelta(hours=hours))
+        made = intent(asked, created_at=asked.received_at)
+        await ledger.intend(made)
+        await ledger.record(inference(asked, made))
+    await ledger.aclose()
+    for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", url)
+    return file
+
+
+async def gateway(*command: str) -> Result:
+    """Run a command as at a terminal; it has an event loop of its own."""
+    return await asyncio.to_thread(CliRunner().invoke, cli, command, env={"COLUMNS": "200"})
+
+
+SPAN = ("--from", "2026-03-01", "--to", "2026-04-01")
+
+
+async def test_report_and_exports_agree_to_the_last_nano(file: Path, tmp_path: Path) -> None:
+    """Table, JSON, CSV and Parquet carry the same exact total."""
+    exports = {"--csv": tmp_path / "march.csv", "--parquet": tmp_path / "march.parquet"}
+    written = [word for option, path in exports.items() for word in (option, str(path))]
+    told = await gateway("usage", "report", "--by", "team,model,day", *SPAN, *written, "--json")
+    assert told.exit_code == 0, told.output
+    said: dict[str, Any] = msgspec.json.decode(told.output)
+    assert said["total"]["cost"] == f"0.{3 * TRUTH.cost_nano:09d}"
+    assert [line["model_calls"] for line in said["lines"] if line["model"]] == [3]
+    rows = list(csv.DictReader(exports["--csv"].open()))
+    assert sum(round(float(row["BilledCost"]) * 1e9) for row in rows) == 3 * TRUTH.cost_nano
+    parquet = pq.read_table(exports["--parquet"])
+    assert parquet.schema.metadata[b"focus_version"] == b"1.2"
+    assert sum(int(cost.scaleb(9)) for cost in parquet["BilledCost"].to_pylist()) == 3 * TRUTH.cost_nano
+    assert parquet.column_names == list(rows[0])
+    table = await gateway("usage", "report", *SPAN)
+    assert f"0.{3 * TRUTH.cost_nano:09d}" in table.output
+
+
+async def test_a_month_closed_twice_is_the_same(file: Path, tmp_path: Path) -> None:
+    """The second closing prints the first one's hash and time."""
+    first = await gateway("usage", "close", "--month", "2026-03", "--csv", str(tmp_path / "a.csv"))
+    again = await gateway("usage", "close", "--month", "2026-03", "--csv", str(tmp_path / "b.csv"))
+    assert (first.exit_code, first.output) == (0, again.output)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes() != b""
+
+
+async def test_verify_finds_a_row_that_is_gone(file: Path) -> None:
+    """Status 0 while everything agrees, 1 after a call was taken out of the ledger."""
+    assert (await gateway("ledger", "verify")).exit_code == 0
+    engine = create_engine(f"sqlite:///{file}")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM model_call WHERE id = (SELECT max(id) FROM model_call)"))
+    engine.dispose()
+    broken = await gateway("ledger", "verify")
+    assert broken.exit_code == 1
+    assert broken.output.count("DIFFERS") >= 3
+
+
+async def test_a_limit_is_set_and_ended(file: Path) -> None:
+    """One limit per resource and window; what cannot be counted is refused without a traceback."""
+    await gateway("teams", "create", "acme")
+    limit = ("teams", "limit", "acme", "--resource", "cost", "--per", "month")
+    assert "200.00 cost per month" in (await gateway(*limit, "--limit", "200.00")).output
+    changed = await gateway(*limit, "--limit", "300.00")
+    assert changed.output.strip() == "acme: 300.00 cost per month"
+    assert (await gateway(*limit, "--limit", "-1")).exit_code == 1
+    assert (await gateway(*limit, "--remove")).output == ""
+
+
+@pytest.mark.parametrize(("at_server", "holds"), [(959, False), (960, True), (1460, True), (1461, False)])
+def test_the_servers_count_lies_between_settled_and_all(at_server: int, holds: bool) -> None:
+    """Both ends are included, and one token beyond either is a difference."""
+    nothing = Sums(0, 0, 0, 0)
+    unsettled = Sums(1, ESTIMATE.input_tokens, 0, 0)
+    totals = Totals(
+        calls=Sums(3, 2 * TRUTH.input_tokens + ESTIMATE.input_tokens, 0, 0), unsettled=unsettled, attempts=nothing,
+        inferences=nothing, attempts_off=0, inferences_off=0, days_off=[], intents=0,
+    )  # fmt: skip
+    assert all(finding.holds for finding in bounds(totals, Counted(at_server, 0))) is holds
