@@ -7,6 +7,7 @@ lossy: the rules match on it, and the prefilter reads words from it.
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # Letters of other scripts that are drawn like a Latin one. Only the pairs that are seen in the wild: a full
 # confusables table would turn honest Greek and Russian into noise.
@@ -16,6 +17,8 @@ _LOOKALIKES = str.maketrans(
 )
 # Letters in filled circles and squares, which NFKC leaves alone: emoji that stand for a letter.
 _BADGES = {start + i: chr(ord("A") + i) for start in (0x1F150, 0x1F170) for i in range(26)}
+# Arabic phrases in one character, which NFKC would make eight and eighteen times as long.
+_PHRASES = {0xFDFA: " ", 0xFDFB: " "}
 _INVISIBLE_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 # Accents and variation selectors. The vowel signs of Indic and other scripts are marks too, but part of the word.
 _MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f]")
@@ -36,7 +39,7 @@ def clean(text: str) -> str:
     Harmless to honest text: a word wholly in another script keeps its letters unless every one of them has a
     Latin twin and the text around it is Latin.
     """
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text.translate(_PHRASES))
     if not text.isascii():
         text = _MARKS.sub("", "".join(c for c in text if _is_visible(c)).translate(_BADGES))
         latin = any("a" <= c <= "z" or "A" <= c <= "Z" for c in text)
@@ -44,10 +47,12 @@ def clean(text: str) -> str:
     return _SPACES.sub(" ", text.translate(_CONTROLS)).strip()
 
 
+@lru_cache(maxsize=128)
 def fold(text: str) -> str:
     """`clean`, then lower case, accents dropped, digits for letters undone, spaced-out letters joined, runs cut.
 
     Lossy on purpose: "c4sh" and "c a s h" become "cash", while "10am", "2nd" and "555-0142" stay.
+    Kept for a moment, since the stages of a cascade fold the same text one after the other.
     """
     text = clean(text).casefold()
     if not text.isascii():

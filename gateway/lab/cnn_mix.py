@@ -34,14 +34,14 @@ class CnnMixConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     share of rows that get another clean message before or behind.
     """
 
-    per_label: int = 1200
-    extra_clean: int = 2800
-    service: int = 16000
+    per_label: int = 1000
+    extra_clean: int = 4500
+    service: int = 20000
     corpus_passes: int = 4
-    plain_passes: int = 4
+    plain_passes: int = 6
     disguised: float = 0.3
-    joined: float = 0.15
-    pool_per_label: int = 4500
+    joined: float = 0.2
+    pool_per_label: int = 7500
     pool_service: int = 30000
     seed: int = 20240612
 

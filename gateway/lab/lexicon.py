@@ -43,7 +43,7 @@ def first_table(alphabet: Alphabet, dim: int, base: Path | None, seed: int) -> T
     table[0] = 0
     if base is None:
         return table
-    words = alphabet.words.split(" ")
+    words = alphabet.words
     table[1 : len(words) + 1] = _principal(_vectors(words, base), dim)
     return _fit_groups(table, reader, words)
 

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from gateway.adapters.prefilter.network import Dropout, Network, Shape
-from gateway.adapters.prefilter.reading import Alphabet, Batch, Reader, Reading, collate, words_of
+from gateway.adapters.prefilter.reading import Alphabet, Batch, Reader, Reading, collate, packed, words_of
 from gateway.adapters.prefilter.weights import Calibration, save_prefilter
 from gateway.lab.calibrate import fit_platt
 from gateway.lab.cnn_mix import CnnMixConfig, Pools, draw_epoch, is_own, read_pools, shares
@@ -43,22 +43,22 @@ class CnnConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     corpus: str
     out: str
     base: str | None = None
-    epochs: int = 5
+    epochs: int = 6
     batch: int = 64
-    learning_rate: float = 2e-3
-    table_rate: float = 6e-4
+    learning_rate: float = 1.2e-3
+    table_rate: float = 2e-4
     weight_decay: float = 0.02
     policy_weight: float = 0.3
-    lexicon: int = 14000
+    lexicon: int = 11000
     least_texts: int = 3
-    buckets: int = 6144
+    buckets: int = 4000
     max_bytes: int = 1024
     max_words: int = 256
     shape: dict[str, int] = {}
     spelled_words: float = 0.08
-    kindred_words: float = 0.15
+    kindred_words: float = 0.25
     dropout_words: float = 0.1
-    dropout_features: float = 0.3
+    dropout_features: float = 0.4
     averaging: float = 0.998
     deployed_share: float = 0.015
     threads: int = 1
@@ -137,7 +137,7 @@ def _fresh(config: CnnConfig, pools: Pools) -> tuple[Network, Reader, nn.Linear]
     words = choose_words(texts, base, config.lexicon, config.least_texts)
     alphabet = Alphabet(
         max_bytes=config.max_bytes, max_words=config.max_words, buckets=config.buckets, shortest_group=3,
-        longest_group=5, words=" ".join(words),
+        longest_group=5, lexicon=packed(words),
     )  # fmt: skip
     reader = Reader(alphabet)
     shape = msgspec.convert({**config.shape, "table_rows": reader.table_rows}, Shape)
@@ -246,7 +246,7 @@ class _Changer:
     def __init__(self, config: CnnConfig, reader: Reader, table: Tensor) -> None:
         self._reader = reader
         self._spelled, self._kindred = config.spelled_words, config.kindred_words if config.base else 0.0
-        words = len(reader.alphabet.words.split(" "))
+        words = len(reader.alphabet.words)
         self._kin: list[list[int]] = nearest(table, words, _KIN).tolist() if self._kindred else []
 
     def read(self, text: str, rng: random.Random) -> Reading | None:

@@ -1,9 +1,11 @@
 """The cnn stage: scores, micro-batches, what passes, what fails, and files that cannot be used."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gateway.adapters.cnn import BATCH, CnnRunner, build_cnn
 from gateway.adapters.prefilter.network import Network, Shape
-from gateway.adapters.prefilter.reading import Alphabet, Reader, collate
+from gateway.adapters.prefilter.reading import Alphabet, Reader, collate, packed
 from gateway.adapters.prefilter.weights import Calibration, Prefilter, load_prefilter, save_prefilter, sidecar_of
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.loaded import StageFiles
@@ -20,9 +22,15 @@ from gateway.core.problems import InvalidConfig
 from gateway.core.task import CnnStage, Task
 
 ALPHABET = Alphabet(
-    max_bytes=200, max_words=30, buckets=64, shortest_group=3, longest_group=4, words="the tap drips please cash ? ."
+    max_bytes=200,
+    max_words=30,
+    buckets=64,
+    shortest_group=3,
+    longest_group=4,
+    lexicon=packed(["the", "tap", "drips", "please", "cash", "?", "."]),
 )
 CALIBRATION = Calibration(a=1.5, b=0.2, fitted_share=0.5, deployed_share=0.02)
+BOMB = base64.b64encode(zlib.compress(b"a" * (1 << 23))).decode()
 MESSAGES = ["the tap drips.", "please?", "c4sh", "", "wholly unheard-of vocabulary, " * 5, "x" * 200, "Привет 🙂"]
 
 
@@ -212,6 +220,8 @@ def resave(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         (lambda f: spoil_sidecar(f, more=1), "prefilter.json", "this is no prefilter's description"),
         (lambda f: spoil_sidecar(f, shape__architecture="lstm/1"), "prefilter.json", "the architecture is `lstm/1`"),
         (lambda f: spoil_sidecar(f, shape__table_rows=9), "prefilter.json", "shape.table_rows is 9"),
+        (lambda f: spoil_sidecar(f, alphabet__lexicon="AAAA"), "prefilter.json", "the lexicon is damaged"),
+        (lambda f: spoil_sidecar(f, alphabet__lexicon=BOMB), "prefilter.json", "the lexicon is cut short, or has more"),
         (lambda f: spoil_sidecar(f, calibration__deployed_share=0), "prefilter.json", "a calibration share"),
     ],
 )

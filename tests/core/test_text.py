@@ -67,6 +67,12 @@ def test_clean_leaves_nothing_invisible(text: str) -> None:
     assert cleaned == cleaned.strip()
 
 
+@pytest.mark.parametrize("char", ["\ufdfa", "\ufdfb", "\ufb03", "㌕", "⑳"])
+def test_clean_does_not_blow_text_up(char: str) -> None:
+    """No character becomes more than a handful: a message cannot grow past what was admitted as its size."""
+    assert len(clean(char * 1000)) <= 6000
+
+
 @given(st.text(max_size=200))
 def test_fold_never_raises_and_is_lower_case(text: str) -> None:
     """Any text folds, and folds to lower case."""

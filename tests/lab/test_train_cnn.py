@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from gateway.adapters.prefilter.reading import Alphabet, Reader
+from gateway.adapters.prefilter.reading import Alphabet, Reader, packed
 from gateway.adapters.prefilter.weights import load_prefilter
 from gateway.lab.cnn_mix import CnnMixConfig, draw_epoch, read_pools
 from gateway.lab.lexicon import choose_words, first_table, nearest
@@ -124,7 +124,7 @@ def test_first_vectors_come_from_the_base_model(tiny_base: Path) -> None:
     """Words of like tokens start out alike, and letter groups come near the words that they spell."""
     words = ["drip", "drips", "window"]
     alphabet = Alphabet(
-        max_bytes=99, max_words=9, buckets=512, shortest_group=3, longest_group=4, words=" ".join(words)
+        max_bytes=99, max_words=9, buckets=512, shortest_group=3, longest_group=4, lexicon=packed(words)
     )
     table, random = (first_table(alphabet, 8, base, seed=1) for base in (tiny_base, None))
     assert table.shape == random.shape == (Reader(alphabet).table_rows, 8)

@@ -16,7 +16,7 @@ class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the layers. `table_rows` follows from the alphabet."""
 
     table_rows: int
-    word_dim: int = 64
+    word_dim: int = 128
     word_filters: int = 96
     byte_dim: int = 16
     byte_filters: int = 32

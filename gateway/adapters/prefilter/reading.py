@@ -26,18 +26,37 @@ _SPELLED = 40
 _REMEMBERED = 4096
 """Such words whose groups are kept at hand."""
 
+_LEXICON_BYTES = 1 << 22
+
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]")
 
 
 class Alphabet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a network reads. `words` is the lexicon, space-separated, in the order of the table's rows."""
+    """What a network reads. `lexicon` holds the words of the table's first rows, in order, as `packed` makes it."""
 
     max_bytes: int
     max_words: int
     buckets: int
     shortest_group: int
     longest_group: int
-    words: str
+    lexicon: bytes
+
+    @property
+    def words(self) -> list[str]:
+        """The lexicon's words. Raises ValueError if it is damaged or grows beyond all reason."""
+        unpacking = zlib.decompressobj()
+        try:
+            text = unpacking.decompress(self.lexicon, _LEXICON_BYTES)
+        except zlib.error as error:
+            raise ValueError(f"the lexicon is damaged: {error}") from error
+        if not unpacking.eof:
+            raise ValueError(f"the lexicon is cut short, or has more than {_LEXICON_BYTES} bytes")
+        return text.decode().split(" ")
+
+
+def packed(words: Sequence[str]) -> bytes:
+    """A lexicon for an `Alphabet`: compressed, for it was counted from messages of all kinds."""
+    return zlib.compress(" ".join(words).encode(), 9)
 
 
 class Reading(NamedTuple):
@@ -63,7 +82,7 @@ class Reader:
 
     def __init__(self, alphabet: Alphabet) -> None:
         self.alphabet = alphabet
-        self._rows = {word: (row,) for row, word in enumerate(alphabet.words.split(" "), 1)}
+        self._rows = {word: (row,) for row, word in enumerate(alphabet.words, 1)}
         self._first_bucket = len(self._rows) + 1
         self._spelled = lru_cache(maxsize=_REMEMBERED)(self.groups_of)
 

@@ -87,7 +87,7 @@ def save_prefilter(
 def load_prefilter(weights: Path) -> Prefilter:
     """Both files, checked against each other. Raises UnusableWeights."""
     sidecar = _sidecar(sidecar_of(weights))
-    reader = Reader(sidecar.alphabet)
+    reader = _reader(sidecar.alphabet, sidecar_of(weights))
     _check_sizes(sidecar, reader, sidecar_of(weights))
     body = _read(weights)
     if hashlib.sha256(body).hexdigest() != sidecar.sha256:
@@ -112,6 +112,13 @@ def _sidecar(path: Path) -> Sidecar:
         return msgspec.json.decode(_read(path), type=Sidecar)
     except msgspec.MsgspecError as error:
         raise UnusableWeights(path, f"this is no prefilter's description: {error}", _RETRAIN) from error
+
+
+def _reader(alphabet: Alphabet, path: Path) -> Reader:
+    try:
+        return Reader(alphabet)
+    except ValueError as error:
+        raise UnusableWeights(path, str(error), _RETRAIN) from error
 
 
 def _check_sizes(sidecar: Sidecar, reader: Reader, path: Path) -> None:
