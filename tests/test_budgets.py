@@ -10,7 +10,10 @@ from budgets import SLACK_NANO, ask, counting_model, ledger_state, limit_team, m
 from stack import gateway, make_home
 
 from gateway.adapters.sql.access import new_key
+from gateway.app import Process
 from gateway.core.prices import from_nano, to_nano
+from gateway.core.problems import InvalidConfig
+from gateway.settings import Settings
 
 
 @pytest.fixture
@@ -51,3 +54,9 @@ async def test_a_budget_set_while_gateways_run_survives_a_store_that_lost_everyt
             assert sorted(outcomes, key=str) == [("accepted", None)] * 2 + [("deferred", "budget_exceeded")] * 10
             assert len(model.asked) == 5
     assert await ledger_state(postgres_url) == (5, 5 * price, 0)
+
+
+def test_without_a_store_nothing_starts(home: Path) -> None:
+    """Budgets that nobody can count are no budgets: a gateway without GATEWAY_REDIS_URL is refused at start-up."""
+    with pytest.raises(InvalidConfig, match="GATEWAY_REDIS_URL"):
+        Process(Settings(home=str(home)))

@@ -226,3 +226,14 @@ async def test_the_audit_log_is_read_page_by_page(serve):
         rest = (await served.client.get(f"/audit?limit=2&before={first['next']}")).json()
         assert [len(first["acts"]), len(rest["acts"]), rest["next"]] == [2, 1, None]
         assert {act["by_team"] for act in first["acts"] + rest["acts"]} == {"market"}
+
+
+async def test_an_answer_given_without_the_store_says_so(served):
+    """`x-gateway-degraded: quotas` where the counters could not be asked, and never otherwise."""
+    assert "x-gateway-degraded" not in (await served.client.post(INVOKE, json={"input": ITEM})).headers
+    served.memory.store.refuse = Unavailable("The quota store is unavailable.")
+    try:
+        response = await served.client.post(INVOKE, json={"input": ITEM})
+    finally:
+        served.memory.store.refuse = None
+    assert (response.status_code, response.headers["x-gateway-degraded"]) == (200, "quotas")
