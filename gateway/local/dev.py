@@ -15,7 +15,6 @@ from gateway.local.fetch import fetch_model
 from gateway.local.valkey import start_valkey
 from gateway.settings import Settings
 
-
 # Unpacking the model takes some twenty seconds on a quiet machine, and minutes on a busy one.
 _LOADING_S = 600.0
 

@@ -37,6 +37,5 @@ async def _since(connection: AsyncConnection, start: datetime) -> list[Spending]
     sums = (total(calls.input_tokens), total(calls.output_tokens), total(calls.cost_nano))
     query = select(*whose, *sums).where(calls.started_at >= start).group_by(*whose)
     return [
-        Spending(task, team, key_id, Usage(*usage))
-        for task, team, key_id, *usage in (await connection.execute(query))
+        Spending(task, team, key_id, Usage(*usage)) for task, team, key_id, *usage in (await connection.execute(query))
     ]

@@ -58,7 +58,7 @@ class Sweeper:
         async with self._database.begin() as connection:
             open_ids = (await connection.execute(select(intent.c.id).where(intent.c.id.in_(ids)))).scalars()
             known: dict[str, Usage | None] = dict.fromkeys(open_ids)
-            for id_, *usage in (await connection.execute(recorded)):
+            for id_, *usage in await connection.execute(recorded):
                 known[id_] = Usage(*usage)
         return known
 
