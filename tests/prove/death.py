@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import time
 from collections.abc import Sequence
 
@@ -86,6 +88,7 @@ async def _die(
             await asyncio.to_thread(restart, world.postgres)
         case "gateway":
             place = dice.randrange(len(up))
-            kill(up[place].child.process.pid)
+            # The server is a parent and its worker, in a group of their own.
+            os.killpg(up[place].child.process.pid, signal.SIGKILL)
             up[place].child.process.wait()
             up[place] = await asyncio.to_thread(world.gateway)
