@@ -8,8 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import MIGRATIONS
-from stack import MODELS, ROOT, gateway, make_home
+from stack import MIGRATIONS, MODELS, ROOT, gateway, make_home
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade

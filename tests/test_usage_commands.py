@@ -11,8 +11,8 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MIGRATIONS
 from sqlalchemy import create_engine, text
+from stack import MIGRATIONS
 from stories import ESTIMATE, TRUTH, inference, intent, invocation
 
 from gateway.__main__ import cli

@@ -26,7 +26,6 @@ from gateway.core.clock import Clock
 from gateway.core.inference import Caller, Intent, Invocation
 from gateway.core.loaded import LoadedModel, LoadedTask, StageFiles, Validator
 from gateway.core.meter import Meter, Settlement
-from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.prompts import parse_prompt
 from gateway.core.quotas import Charge
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage, Task
@@ -212,6 +211,4 @@ class OfflineBuilder:
             from gateway.adapters.cnn import build_cnn
 
             return build_cnn(stage, files, place)
-        if not stage.labels:
-            raise InvalidConfig([Problem(f"tasks/{files.task_name}/task.toml", place, "a label stage needs `labels`")])
         return Fixed(StageFailed("not_read"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
-from conftest import MIGRATIONS
 from postgres import running_postgres
+from stack import MIGRATIONS
 
 from gateway.adapters.exports import to_csv
 from gateway.adapters.sql.books import SqlBooks

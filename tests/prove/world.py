@@ -10,12 +10,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from budgets import counting_model
-from conftest import MIGRATIONS
 from fault_server import FaultServer
 from msgspec import Struct
 from postgres import running_postgres
 from sqlalchemy import func, select
-from stack import ROOT, Gateway, make_home
+from stack import MIGRATIONS, ROOT, Gateway, make_home
 from tiny_llm import _tokenizer
 
 from gateway.adapters.redis import RedisSettings, RedisStore
