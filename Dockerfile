@@ -8,7 +8,7 @@ COPY pyproject.toml constraints.txt README.md ./
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install -c constraints.txt --index-url ${TORCH_INDEX} torch==2.13.0
 COPY gateway gateway
-RUN pip install -c constraints.txt -e '.[local]'
+RUN pip install -c constraints.txt -e '.[local,reports]'
 ENV GATEWAY_CACHE_DIR=/opt/models
 RUN gateway model fetch
 
