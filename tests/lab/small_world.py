@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from gateway.adapters.prefilter.network import Network, Shape
-from gateway.adapters.prefilter.reading import Alphabet, Reader
+from gateway.adapters.prefilter.reading import Alphabet, Reader, packed
 from gateway.adapters.prefilter.weights import Calibration, save_prefilter
 from gateway.lab.rows import Row, write_rows
 from gateway.lab.train_cnn import CnnConfig
@@ -204,7 +204,9 @@ def _gzip_lines(path: Path, lines: list[dict[str, object]]) -> None:
 
 def untrained_prefilter(config: CnnConfig, folder: Path) -> None:
     """A prefilter that loads and knows nothing."""
-    alphabet = Alphabet(max_bytes=256, max_words=64, buckets=8, shortest_group=3, longest_group=5, words="the a")
+    alphabet = Alphabet(
+        max_bytes=256, max_words=64, buckets=8, shortest_group=3, longest_group=5, lexicon=packed(["the", "a"])
+    )
     shape = Shape(table_rows=Reader(alphabet).table_rows, **config.shape)  # type: ignore[arg-type]
     calibration = Calibration(a=1.0, b=0.0, fitted_share=0.5, deployed_share=0.015)
     save_prefilter(folder / "prefilter.safetensors", Network(shape), alphabet, calibration, {})

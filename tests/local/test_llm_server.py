@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import huggingface_hub
 import huggingface_hub.errors
 import pytest
 from huggingface_hub import AsyncInferenceClient
@@ -242,6 +243,8 @@ async def test_stream(http: httpx.AsyncClient) -> None:
 async def test_hugging_face_client(llm_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real client gets details and log-probs, streams, and raises its own error classes."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # The gateway's own door, where another test has made one, changes the client for the whole process.
+    huggingface_hub.set_async_client_factory(lambda: httpx.AsyncClient(timeout=30))
     client = AsyncInferenceClient(model=llm_server)
     whole = await client.text_generation(PROMPT, details=True, top_n_tokens=3, max_new_tokens=6, adapter_id="tiny")
     assert whole.details is not None
