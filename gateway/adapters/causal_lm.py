@@ -4,6 +4,7 @@ Shapes: B rows, T tokens a row, V vocabulary entries. Every fault of the librari
 Sources: transformers' GGUF loading and `DynamicCache` documentation; peft's LoRA guide.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from gateway.core.problems import Unusable
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_SHAPING = ("base_model_name_or_path", "r", "lora_alpha", "layers_to_transform", "target_modules")
+"""What two adapters must share, for the one to begin with the other's weights."""
 
 
 class ModelFilesError(Unusable):
@@ -101,6 +104,30 @@ def set_adapter_weights(tuned: PeftModel, weights: dict[str, torch.Tensor]) -> N
     """Put back what `adapter_weights` gave. Raises ModelFilesError if the shapes are another model's."""
     with _naming(Path("adapter weights")):
         set_peft_model_state_dict(tuned, weights)
+
+
+def copy_adapter(tuned: PeftModel, folder: Path, base_name: str) -> str:
+    """Give `tuned` the weights of the adapter in a peft folder; returns the sha256 of their file.
+
+    Raises ModelFilesError unless that adapter is of the same base, rank, alpha and layers.
+    """
+    with _naming(folder):
+        theirs = json.loads((folder / "adapter_config.json").read_text())
+        ours = tuned.peft_config["default"].to_dict() | {"base_model_name_or_path": base_name}
+        for key in _SHAPING:
+            mine, said = _plain(ours[key]), _plain(theirs.get(key))
+            if mine != said:
+                raise ValueError(f"the adapter's {key} is {said}, and this training's is {mine}")
+        packed = (folder / "adapter_model.safetensors").read_bytes()
+        weights = load(packed)
+        if weights.keys() != adapter_weights(tuned).keys():
+            raise ValueError("the adapter's weights are of other layers than its adapter_config.json says")
+        set_peft_model_state_dict(tuned, weights)
+        return hashlib.sha256(packed).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | list) else value
 
 
 def prefix_cache(model: torch.nn.Module, prefix: Sequence[int], rows: int) -> DynamicCache:

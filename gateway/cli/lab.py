@@ -121,22 +121,23 @@ def train_cnn(
     lab, _sources, _corpus, _base, _out, _threads, _seed,
     click.option("--learning-rate", type=float, default=1e-3, show_default=True),
     click.option("--epochs", type=int, default=1, show_default=True),
-    click.option("--corpus-passes", type=int, default=3, show_default=True, help="How often the own corpus is seen."),
+    click.option("--mix", "mix_file", type=_PATH, help="TOML or JSON of what is drawn from where; see MixConfig."),
+    click.option("--from-adapter", type=_PATH, help="Begin with this adapter's weights instead of fresh ones."),
 )  # fmt: skip
 def tune_llm(
     sources: Path | None, corpus: Path | None, base: Path | None, out: Path, threads: int, seed: int,
-    learning_rate: float, epochs: int, corpus_passes: int,
+    learning_rate: float, epochs: int, mix_file: Path | None, from_adapter: Path | None,
 ) -> None:  # fmt: skip
     """Tune the adapter with LoRA; the same command goes on where a stopped run was."""
-    from gateway.lab.mix import MixConfig
+    from gateway.lab.mix import read_mix
     from gateway.lab.moderation import tune_moderation
     from gateway.lab.tune import TuneConfig
 
     config = TuneConfig(learning_rate=learning_rate, epochs=epochs, threads=threads, seed=seed)
-    prompts = _settings().home_path / "prompts"
-    mix = MixConfig(seed=seed, corpus_passes=corpus_passes)
+    prompts, corpus = _settings().home_path / "prompts", _corpus_at(TASK, corpus)
+    mix = read_mix(mix_file, seed)
     click.echo(
-        tune_moderation(config, mix, _base_at(base), prompts, _sources_at(sources), _corpus_at(TASK, corpus), out)
+        tune_moderation(config, mix, _base_at(base), prompts, _sources_at(sources), corpus, out, start=from_adapter)
     )
 
 

@@ -7,7 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,7 @@ from gateway.lab.rows import (
     SERVICE_SOURCES,
     VIOLATION_SOURCES,
     Label,
+    LabError,
     Row,
     read_corpus,
     read_marketplace_dev,
@@ -33,10 +34,15 @@ _SERVICE: Mapping[str, int] = {"sgd_services_homes": 900, "multidogo": 700, "ban
 
 
 class MixConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows of each label to draw from a source (drawn again, in another disguise, where the source has fewer)."""
+    """Rows of each label to draw from a source (drawn again, in another disguise, where the source has fewer).
+
+    `skip` passes over so many rows of each label of a source before drawing, and comes round to them at the end: a
+    second round of training sees other rows than the first if it skips what the first has drawn.
+    """
 
     per_label: dict[str, int] = msgspec.field(default_factory=lambda: dict(_PER_LABEL))
     service: dict[str, int] = msgspec.field(default_factory=lambda: dict(_SERVICE))
+    skip: dict[str, int] = msgspec.field(default_factory=dict)
     corpus_passes: int = 3
     disguised_corpus: float = 0.40
     disguised_public: float = 0.12
@@ -57,6 +63,21 @@ class Mix(NamedTuple):
     def counts(self) -> dict[str, int]:
         """Rows seen per source and label."""
         return dict(sorted(Counter(f"{r.source}/{r.label}" for r in self.train).items()))
+
+
+def read_mix(path: Path | None, seed: int) -> MixConfig:
+    """The settings of a TOML or JSON file; those that it leaves out keep their defaults, and `seed` is the one given.
+
+    Raises LabError naming the key that is unknown or wrong.
+    """
+    if path is None:
+        return MixConfig(seed=seed)
+    decode = msgspec.json.decode if path.suffix == ".json" else msgspec.toml.decode
+    try:
+        said = msgspec.convert(decode(path.read_bytes()), dict[str, Any])
+        return msgspec.convert({"seed": seed, **said}, MixConfig)
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path}: {error}") from error
 
 
 def moderation_mix(sources: Path, corpus: Path, config: MixConfig) -> Mix:
@@ -91,7 +112,11 @@ def _candidates(rows: Sequence[Row], config: MixConfig) -> list[Row]:
     pools = _pools(r for r in rows if r.split == "train")
     wanted = {**config.per_label, **config.service}
     limits = {source: rows * 3 // 2 + 9 for source, rows in wanted.items()}
-    return [r for (source, _), pool in sorted(pools.items()) for r in _ordered(pool)[: limits.get(source, 0)]]
+    return [
+        r
+        for (source, _), pool in sorted(pools.items())
+        for r in _from(_ordered(pool), config.skip.get(source, 0))[: limits.get(source, 0)]
+    ]
 
 
 def _public_part(trained: Sequence[Row], config: MixConfig) -> list[Row]:
@@ -100,7 +125,7 @@ def _public_part(trained: Sequence[Row], config: MixConfig) -> list[Row]:
     for (source, label), pool in sorted(pools.items()):
         want = config.per_label.get(source) or (config.service.get(source, 0) if label == "clean" else 0)
         # A small class is drawn at most twice: beyond that the model learns the rows by heart.
-        part += (_ordered(pool) * 2)[: min(want, 2 * len(pool))]
+        part += (pool * 2)[: min(want, 2 * len(pool))]
     return _disguised(part, config.disguised_public, config.seed + 1)
 
 
@@ -135,6 +160,11 @@ def _pools(rows: Iterable[Row]) -> dict[tuple[str, Label], list[Row]]:
 
 def _ordered(pool: Sequence[Row]) -> list[Row]:
     return sorted(pool, key=lambda r: unit(r.id, "mix"))
+
+
+def _from(pool: Sequence[Row], skip: int) -> list[Row]:
+    start = skip % len(pool)
+    return [*pool[start:], *pool[:start]]
 
 
 def _short(row: Row, config: MixConfig) -> Row:

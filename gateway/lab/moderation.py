@@ -25,9 +25,19 @@ CHAT_FORMAT = "chatml"
 
 
 def tune_moderation(
-    config: TuneConfig, mix_config: MixConfig, base: Path, prompts: Path, sources: Path, corpus: Path, out: Path
+    config: TuneConfig,
+    mix_config: MixConfig,
+    base: Path,
+    prompts: Path,
+    sources: Path,
+    corpus: Path,
+    out: Path,
+    start: Path | None = None,
 ) -> Path:
-    """Build the mix and train, or go on where a run with the same arguments stopped. Returns the adapter folder."""
+    """Build the mix and train, or go on where a run with the same arguments stopped. Returns the adapter folder.
+
+    `start` is an adapter to begin with. Raises LabError, ModelFilesError.
+    """
     prompt = parse_prompt(PROMPT, (prompts / f"{PROMPT}.md").read_text())
     tokenizer = causal_lm.load_tokenizer(base)
     tokens = answer_tokens(tokenizer, prompt, CHAT_FORMAT, LABELS, POLICIES)
@@ -41,7 +51,7 @@ def tune_moderation(
         "prompt": PROMPT, "mix": msgspec.to_builtins(mix_config), "data_sha256": mix.data_hash,
         "rows_seen": mix.counts(), "absent_sources": mix.absent,
     }  # fmt: skip
-    return tune(config, base, encode_rows(tokenizer, prompt, tokens, mix.train), out, facts, validate)
+    return tune(config, base, encode_rows(tokenizer, prompt, tokens, mix.train), out, facts, validate, start)
 
 
 def encode_rows(tokenizer: Any, prompt: Prompt, tokens: AnswerTokens, rows: Sequence[Row]) -> list[Example]:

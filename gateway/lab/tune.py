@@ -100,17 +100,26 @@ class MasterAdamW:
 
 
 def tune(
-    config: TuneConfig, base: Path, examples: Sequence[Example], out: Path, facts: Mapping[str, Any], validate: Validate
+    config: TuneConfig,
+    base: Path,
+    examples: Sequence[Example],
+    out: Path,
+    facts: Mapping[str, Any],
+    validate: Validate,
+    start: Path | None = None,
 ) -> Path:
     """Train, or go on from the checkpoint in `out`; returns the folder of the finished adapter, `out`/adapter.
 
-    `facts` (data hashes, counts) are written beside the weights and must be those of the checkpoint. Raises LabError.
+    `facts` (data hashes, counts) are written beside the weights and must be those of the checkpoint. `start` is an
+    adapter whose weights are the first ones; its hash joins the facts. Raises LabError, ModelFilesError.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
     dtype = causal_lm.pick_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
     tuned = causal_lm.add_lora(causal_lm.load_base(base, dtype), config.rank, config.alpha, config.from_layer)
+    if start is not None:
+        facts = {**facts, "started_from_sha256": causal_lm.copy_adapter(tuned, start, config.base_name)}
     _train(config, tuned, examples, out, facts, validate)
     metrics = dict(validate(tuned))
     return export(tuned, out / "adapter", config, facts, metrics)

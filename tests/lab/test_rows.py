@@ -12,7 +12,7 @@ import pytest
 
 from gateway.lab.corpus import pack_corpus
 from gateway.lab.duplicates import near_duplicate_groups
-from gateway.lab.mix import MixConfig, drop_twins_of_held_out, moderation_mix
+from gateway.lab.mix import MixConfig, drop_twins_of_held_out, moderation_mix, read_mix
 from gateway.lab.rows import HELD_OUT_HAND, LabError, Row, read_corpus, read_file, read_public, rows_hash
 
 WORDS = ("ladder", "tap", "garden", "violin", "sofa", "wedding", "puppy", "fence", "ledger", "window", "boiler", "tent")
@@ -100,6 +100,36 @@ def test_a_source_of_violations_gives_as_many_clean_rows(sources: Path, corpus: 
     config = MixConfig(per_label={"davidson2017": 20}, service={})
     counts = Counter(r.label for r in moderation_mix(sources, corpus, config).train if r.source == "davidson2017")
     assert counts == {"clean": 20, "violation": 20}
+
+
+def test_a_second_round_draws_other_rows(sources: Path, corpus: Path) -> None:
+    """Passing over what the first round drew gives fresh rows; passing over a whole pool comes round to the same."""
+
+    def drawn(**skip: int) -> set[str]:
+        config = MixConfig(per_label={"davidson2017": 15}, service={"banking77": 15}, skip=skip)
+        return {r.id for r in moderation_mix(sources, corpus, config).train if r.source != "marketplace"}
+
+    first = drawn()
+    assert not first & drawn(davidson2017=15, banking77=15)
+    pool = sum(r.split == "train" for r in read_public(sources, ["banking77"])[0])
+    assert drawn(banking77=pool) == first
+
+
+def test_a_mix_file_sets_what_it_names(tmp_path: Path) -> None:
+    """TOML and JSON say the same; a seed in the file wins over the one given; an unknown key is refused by name."""
+    (tmp_path / "mix.toml").write_text("corpus_passes = 2\nskip = { edos = 9 }\n")
+    (tmp_path / "mix.json").write_text('{"corpus_passes": 2, "skip": {"edos": 9}}')
+    expected = MixConfig(seed=5, corpus_passes=2, skip={"edos": 9})
+    assert read_mix(tmp_path / "mix.toml", 5) == read_mix(tmp_path / "mix.json", 5) == expected
+    assert read_mix(None, 5) == MixConfig(seed=5)
+    (tmp_path / "mix.toml").write_text("seed = 8\n")
+    assert read_mix(tmp_path / "mix.toml", 5).seed == 8
+    for bad in ("passes = 2\n", "skip = 3\n", "skip ="):
+        (tmp_path / "mix.toml").write_text(bad)
+        with pytest.raises(LabError, match=r"mix\.toml"):
+            read_mix(tmp_path / "mix.toml", 5)
+    with pytest.raises(LabError, match="absent"):
+        read_mix(tmp_path / "absent.toml", 5)
 
 
 def test_absent_sources_are_skipped_and_named(sources: Path, corpus: Path) -> None:

@@ -50,7 +50,10 @@ def test_the_whole_lab_from_sources_to_report(home: Path, tmp_path: Path, tiny_l
     ok("train-cnn", *sources, *quick, "--out", tmp_path / "cnn")
     for name in ("prefilter.safetensors", "prefilter.json"):
         shutil.copy(tmp_path / "cnn" / name, folder)
-    ok("tune-llm", *sources, *base, "--corpus-passes", 2, "--learning-rate", 0.02, "--out", tmp_path / "llm")
+    (tmp_path / "mix.toml").write_text("corpus_passes = 2\nper_label = { convabuse = 30 }\n")
+    tuning = (*sources, *base, "--mix", tmp_path / "mix.toml", "--learning-rate", 0.02)
+    ok("tune-llm", *tuning, "--out", tmp_path / "first")
+    ok("tune-llm", *tuning, "--from-adapter", tmp_path / "first" / "adapter", "--out", tmp_path / "llm")
     tuned = ("--adapter", tmp_path / "llm" / "adapter")
     ok("calibrate", *task, *sources, *base, *tuned, *kept, "--recall", 0.5)
     calibration = json.loads((folder / "llm-calibration.json").read_text())

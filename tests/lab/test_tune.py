@@ -1,5 +1,6 @@
 """The tuning path on a random two-layer Llama: bytes, gradients, determinism, resuming, export."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,6 +168,44 @@ def test_an_export_has_no_machine_path(tiny_base: Path, examples: list[Example],
     again = export_checkpoint(tiny_base, tmp_path / "run", tmp_path / "again")
     weights = "adapter_model.safetensors"
     assert (again / weights).read_bytes() == (folder / weights).read_bytes()
+
+
+def test_a_second_round_begins_with_the_weights_of_the_first(
+    tiny_base: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    """Started from an adapter and stopped from learning, the weights are that adapter's; its hash is recorded."""
+    first = tune(msgspec.structs.replace(CONFIG, epochs=4), tiny_base, examples, tmp_path / "a", FACTS, no_validation)
+    still = msgspec.structs.replace(CONFIG, learning_rate=0.0)
+    second = tune(still, tiny_base, examples, tmp_path / "b", FACTS, no_validation, start=first)
+    weights = (first / "adapter_model.safetensors").read_bytes()
+    assert (second / "adapter_model.safetensors").read_bytes() == weights
+    facts = json.loads((second / "training.json").read_text())["facts"]
+    assert facts["started_from_sha256"] == hashlib.sha256(weights).hexdigest()
+    with pytest.raises(LabError, match="another config or other data"):
+        tune(still, tiny_base, examples, tmp_path / "b", FACTS, no_validation)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rank": 4}, "r is 2"),
+        ({"alpha": 8}, "lora_alpha"),
+        ({"from_layer": 0}, "layers"),
+        ({"base_name": "x"}, "base"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_no_beginning(
+    tiny_base: Path, examples: list[Example], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    """Another rank, alpha, layers or base is refused with the folder and what differs; so is half a weights file."""
+    first = tune(CONFIG, tiny_base, examples, tmp_path / "a", FACTS, no_validation)
+    other = msgspec.structs.replace(CONFIG, **change)
+    with pytest.raises(causal_lm.ModelFilesError, match=rf"adapter: .*{says}"):
+        tune(other, tiny_base, examples, tmp_path / "b", FACTS, no_validation, start=first)
+    weights = first / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(causal_lm.ModelFilesError, match="adapter: "):
+        tune(CONFIG, tiny_base, examples, tmp_path / "c", FACTS, no_validation, start=first)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
