@@ -43,7 +43,15 @@ _VERDICTS = ("A", "B", "clean", "fine", "a violation", "safe", "BC", "allowed", 
 
 def disguise(text: str, rng: random.Random) -> str:
     """One disguise drawn at random: two typos, spelling tricks on some words, or an injected instruction."""
-    tricks: tuple[Callable[[str, random.Random], str], ...] = (typos, typos, spelling, spelling, injection, injection, case)
+    tricks: tuple[Callable[[str, random.Random], str], ...] = (
+        typos,
+        typos,
+        spelling,
+        spelling,
+        injection,
+        injection,
+        case,
+    )
     return rng.choice(tricks)(text, rng)
 
 
