@@ -1,4 +1,4 @@
-"""The frozen test sets: eval-1000 and eval-10k (a tenth violations) and the stream (1.5 %).
+"""The frozen test sets: eval-1000 and eval-10k (a tenth violations), the stream (1.5 %), and a writer's unseen messages.
 
 Rows come from test splits, from the corpus's held-out hand, and, where a source's own test split is too small, from its
 reserve. More than half of the clean rows come from the violations' own sources or are hard negatives. Each pool has one
@@ -29,6 +29,8 @@ from gateway.lab.rows import (
 SEED = "frozen-1"
 OWN_SOURCES = (*VIOLATION_SOURCES, CORPUS)
 MANIFEST = "manifest.json"
+UNSEEN = "unseen"
+"""Every message of the corpus's second held-out hand; the other sets are drawn by recipe."""
 
 
 class Recipe(NamedTuple):
@@ -64,16 +66,19 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def build_frozen(sources: Path, corpus: Path, out: Path) -> dict[str, Any]:
-    """Write the three sets and `manifest.json` (hashes, counts, absent sources) to `out`; returns the manifest.
+    """Write the four sets and `manifest.json` (hashes, counts, absent sources) to `out`; returns the manifest.
 
     The same files give the same bytes. Raises LabError if so many sources are absent that a set has one label only.
     """
     rows, absent = read_public(sources, [*VIOLATION_SOURCES, *SERVICE_SOURCES, *UNTRAINED_SOURCES])
-    pools = held_out_pools([*rows, *read_corpus(corpus)])
+    own = read_corpus(corpus)
+    pools = held_out_pools([*rows, *own])
     sets = {name: draw(pools, recipe) for name, recipe in RECIPES.items()}
+    sets[UNSEEN] = [row for row in own if row.split == "unseen"]
     described = {name: describe(chosen) for name, chosen in sets.items()}
     manifest: dict[str, Any] = {"absent_sources": absent, "sets": described}
-    for name, chosen in sets.items():
+    for name in RECIPES:
+        chosen = sets[name]
         if len({r.label for r in chosen}) < 2:
             raise LabError(f"{sources}: {name} would have one label only; absent sources: {', '.join(absent)}")
     for name, chosen in sets.items():

@@ -67,3 +67,8 @@ def test_without_sources_the_error_names_them(tmp_path: Path) -> None:
 def test_the_marketplace_is_in_every_set() -> None:
     """The held-out hand's messages are a source of their own in every recipe, in both labels."""
     assert all(CORPUS in recipe.violations and CORPUS in recipe.clean for recipe in RECIPES.values())
+
+
+def test_the_unseen_writer_is_in_no_recipe() -> None:
+    """The second held-out hand's messages are a set of their own: no recipe draws from them."""
+    assert not held_out_pools(rows(3, CORPUS, "clean", "unseen"))
