@@ -17,6 +17,7 @@ from gateway import settings as process_settings
 
 TASK = "message-moderation"
 _PATH = click.Path(path_type=Path)
+_SHARE = click.FloatRange(0, 1)
 _SEED = 20240611
 
 
@@ -144,20 +145,25 @@ def tune_llm(
 @_command(
     lab, _task, _sources, _corpus, _base, _adapter, _readings, _threads,
     click.option("--recall", type=float, default=0.95, show_default=True, help="What the prefilter must keep."),
-    click.option("--accept-above", type=float, help="The LLM's threshold; default: best F1 of the cascade."),
+    click.option("--accept-above", type=_SHARE, help="The LLM's threshold; default: best F1 of the cascade."),
+    click.option(
+        "--hard-negative-fp", type=_SHARE,
+        help="Take the LLM's lowest threshold that flags at most this share of the marketplace's hard negatives.",
+    ),
+    click.option("--per-label", type=int, default=150, show_default=True, help="Most rows of a source and label."),
 )  # fmt: skip
 def calibrate(
     task: str, sources: Path | None, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path,
-    threads: int, recall: float, accept_above: float | None,
+    threads: int, recall: float, accept_above: float | None, hard_negative_fp: float | None, per_label: int,
 ) -> None:  # fmt: skip
-    """Fit the LLM's calibration, choose both thresholds, and write them into the task's folder."""
+    """Fit the LLM's calibration, choose both thresholds, write them into the task's folder, and say what they do."""
     from gateway.lab.calibrate_task import CalibrateConfig
     from gateway.lab.calibrate_task import calibrate as run
 
     _show(run(CalibrateConfig(
         home=_settings().home_path, task=task, sources=_sources_at(sources), corpus=_corpus_at(task, corpus),
         base=_base_at(base), adapter=_adapter_at(task, adapter), readings=readings, recall=recall,
-        accept_above=accept_above, threads=threads,
+        accept_above=accept_above, hard_negative_fp=hard_negative_fp, per_label=per_label, threads=threads,
     )))  # fmt: skip
 
 

@@ -6,6 +6,7 @@ the threshold is the highest for which the lower confidence bound of recall stil
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,9 +66,28 @@ def threshold_for_recall(positive_scores: Sequence[float], target: float) -> Pro
         missed += 1
     # Equal scores fall on the same side: what is missed lies strictly below.
     threshold = scores[missed]
+    threshold = four_digits(threshold)
     below = sum(s < threshold for s in scores)
     kept = len(scores) - below
     return Promise(threshold, kept / len(scores), lower_bound(kept, len(scores)), len(scores), below)
+
+
+def threshold_for_flags(clean_scores: Sequence[float], most: float) -> float:
+    """The lowest threshold, of four digits, from which on at most the share `most` of clean rows is flagged.
+
+    Raises LabError where there are no rows, or where that would need a threshold above 1.
+    """
+    scores = sorted(clean_scores, reverse=True)
+    if not scores:
+        raise LabError("there are no hard negatives to choose a threshold on")
+    allowed = int(most * len(scores))
+    if allowed >= len(scores):
+        return 0.0
+    # Equal scores fall on the same side: what is not allowed lies strictly below.
+    threshold = four_digits(float(np.nextafter(scores[allowed], np.inf)), ROUND_CEILING) if scores[allowed] > 0 else 0.0
+    if threshold > 1:
+        raise LabError(f"more than {most:.0%} of {len(scores)} hard negatives are flagged at any threshold")
+    return threshold
 
 
 def write_thresholds(task_toml: Path, stage: str, values: Mapping[str, float], note: str) -> None:
@@ -83,14 +103,13 @@ def write_thresholds(task_toml: Path, stage: str, values: Mapping[str, float], n
     if table is None:
         raise LabError(f"{task_toml}: there is no stage `{stage}`")
     for i, (key, value) in enumerate(values.items()):
-        table[key] = _short(value)
+        table[key] = tomlkit.float_(repr(value))
         if i == 0:
             table[key].comment(note)
     task_toml.write_text(tomlkit.dumps(document), "utf-8")
 
 
-def _short(threshold: float) -> tomlkit.items.Float:
-    """Four digits, rounded down: rounding up would clear more than was promised."""
-    digits = 4 - int(np.floor(np.log10(threshold))) - 1 if threshold > 0 else 4
-    scale = 10.0**digits
-    return tomlkit.float_(repr(float(np.floor(threshold * scale) / scale)))
+def four_digits(threshold: float, rounding: str = ROUND_FLOOR) -> float:
+    """Four significant digits, as `decimal` rounds: down for what clears, since up would clear more than promised."""
+    exact = Decimal(repr(threshold))
+    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), rounding))

@@ -1,37 +1,57 @@
-"""`lab calibrate`: the LLM's Platt scaling and a task's two thresholds, written into its folder with the target met."""
+"""`lab calibrate`: the LLM's Platt scaling and a task's two thresholds, written into its folder with the target met.
+
+Platt is fitted on rows that serve nothing else; both thresholds are chosen on the other calibration rows and on the
+marketplace's development messages. How many rows each had, and their hashes, stand in the calibration's file.
+"""
 
 import asyncio
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from gateway.core.cascade import Finding
 from gateway.core.task import CnnStage, RulesStage
-from gateway.lab.calibrate import Promise, fit_platt, threshold_for_recall, write_thresholds
+from gateway.lab.calibrate import Promise, fit_platt, four_digits, threshold_for_flags, threshold_for_recall
+from gateway.lab.calibrate import write_thresholds as write_into
 from gateway.lab.evaluate import write_json
-from gateway.lab.metrics import PRODUCTION_PREVALENCE, best_f1_threshold, weights
+from gateway.lab.metrics import (
+    PRODUCTION_PREVALENCE,
+    Bools,
+    Floats,
+    Interval,
+    best_f1_threshold,
+    checked,
+    proportion,
+    weights,
+)
 from gateway.lab.readings import read_all, row_key
 from gateway.lab.rows import (
+    CORPUS,
+    MARKETPLACE_DEV,
     SERVICE_SOURCES,
     VIOLATION_SOURCES,
     LabError,
     Row,
+    Split,
     read_corpus,
     read_marketplace_dev,
     read_public,
     rows_hash,
     unit,
-)  # fmt: skip
+)
 from gateway.lab.systems import Loaded, findings, load_task
 
 
 class CalibrateConfig(Struct, frozen=True, kw_only=True):
     """`recall` is what the prefilter must keep, by its lower bound; `per_label` bounds the rows of a source and label.
 
-    `accept_above` fixes the LLM's threshold; None takes the one of best F1 of the whole cascade at `prevalence`.
+    The LLM's threshold is `accept_above` if that is given; or the lowest at which the cascade flags at most the share
+    `hard_negative_fp` of the marketplace's hard negatives; or that of the cascade's best F1 at `prevalence`.
     """
 
     home: Path
@@ -44,82 +64,119 @@ class CalibrateConfig(Struct, frozen=True, kw_only=True):
     recall: float = 0.95
     prevalence: float = PRODUCTION_PREVALENCE
     accept_above: float | None = None
+    hard_negative_fp: float | None = None
     per_label: int = 150
     threads: int = 1
 
 
+class AtThreshold(Struct, frozen=True, kw_only=True):
+    """What a system does to the marketplace rows of one source at the chosen thresholds."""
+
+    recall: Interval | None
+    hard_negatives_flagged: Interval | None
+    violations: int
+    hard_negatives: int
+
+
 class Calibrated(Struct, frozen=True, kw_only=True):
-    """What was written."""
+    """What was written. `marketplace` is by source and system (`llm` alone, `cascade`), on the rows of the choice."""
 
     a: float
     b: float
+    platt_rows: int
     accept_above: float
+    chosen: str
     prefilter_below: float
     recall: float
     recall_lower_bound: float
     violations: int
+    threshold_rows: int
+    marketplace: dict[str, dict[str, AtThreshold]]
+
+
+class _Scored(NamedTuple):
+    """Rows with their truth, LLM scores, prefilter scores (infinite: passes on) and whether a rule decided."""
+
+    rows: Sequence[Row]
+    truth: Bools
+    llm: Floats
+    cnn: Floats
+    by_rules: Bools
+
+    def reached(self, prefilter_below: float) -> Floats:
+        """The score by which the cascade flags a row: 2 for a rule, -1 for what the prefilter clears."""
+        return np.where(self.by_rules, 2.0, np.where(self.cnn >= prefilter_below, self.llm, -1.0))
+
+    def hard_negatives(self) -> Bools:
+        """The marketplace's clean rows that mirror a violation."""
+        mirrors: Bools = np.array([r.difficulty == "hard_negative" for r in self.rows], bool)
+        return ~self.truth & mirrors
 
 
 def calibrate(config: CalibrateConfig) -> Calibrated:
-    """Fit on calibration rows; choose thresholds on them and the development messages. Raises LabError."""
+    """Fit, choose and write. Nothing is written where that is impossible: raises LabError."""
+    if config.accept_above is not None and config.hard_negative_fp is not None:
+        raise LabError("the LLM's threshold is either given or chosen by hard negatives: not both")
     loaded = load_task(config.home, config.task)
-    prefilter = next((s.stage for s in loaded.task.steps if isinstance(s.stage, CnnStage)), None)
+    prefilter = next((s.stage.name for s in loaded.task.steps if isinstance(s.stage, CnnStage)), None)
     if prefilter is None or loaded.chain.calibration is None:
         raise LabError(
             f"tasks/{config.task}: calibration needs a cnn stage, and a `calibration` file at the chain stage"
         )
-    fitted = _rows(config)
-    rows = [*fitted, *read_marketplace_dev(config.sources)]
-    asked = loaded.asked(config.base, config.adapter)
-    readings = read_all(asked, rows, config.readings, threads=config.threads)
-    margins = np.array([readings[row_key(row)].margin(loaded.positive) for row in rows])
-    truth = np.array([row.label == loaded.positive for row in rows])
-    part = slice(0, len(fitted))
-    platt = fit_platt(margins[part].tolist(), truth[part].tolist(), weights(truth[part], config.prevalence).tolist())
-    cnn, by_rules = asyncio.run(_cheap(loaded, rows))
-    promise = threshold_for_recall(cnn[truth & ~by_rules & np.isfinite(cnn)].tolist(), config.recall)
-    score = 1 / (1 + np.exp(-(platt.a * margins + platt.b)))
-    reached = np.where(by_rules, 2.0, np.where(cnn >= promise.threshold, score, -1.0))
-    above = config.accept_above or min(best_f1_threshold(truth, reached, config.prevalence), 1.0)
-    platt_file = {"a": platt.a, "b": platt.b, "fitted_at_prevalence": config.prevalence, "rows_sha256": rows_hash(rows)}
-    _write(config, loaded, prefilter.name, promise, above, platt_file)
-    return Calibrated(
-        a=platt.a,
-        b=platt.b,
+    fitted = _rows(config, "platt")
+    judged = [*_rows(config, "calibration"), *read_marketplace_dev(config.sources)]
+    margins = _margins(config, loaded, [*fitted, *judged])
+    platt = _platt(config, loaded, fitted, margins[: len(fitted)])
+    scored = _scored(loaded, judged, 1 / (1 + np.exp(-(platt["a"] * margins[len(fitted) :] + platt["b"]))))
+    promise = _promise(scored, config.recall)
+    above, chosen = _accept_above(config, scored, scored.reached(promise.threshold))
+    found = Calibrated(
+        a=platt["a"],
+        b=platt["b"],
+        platt_rows=len(fitted),
         accept_above=above,
+        chosen=chosen,
         prefilter_below=promise.threshold,
         recall=promise.recall,
         recall_lower_bound=promise.lower_bound,
         violations=promise.positives,
+        threshold_rows=len(judged),
+        marketplace=_on_marketplace(scored, promise.threshold, above),
     )
+    _write(config, loaded, prefilter, found, {**platt, "thresholds": _chosen_on(judged, found)})
+    return found
 
 
-def _write(
-    config: CalibrateConfig, loaded: Loaded, prefilter: str, promise: Promise, above: float, platt: dict[str, object]
-) -> None:
-    assert loaded.chain.calibration is not None, "calibrate has checked it"
-    adapter = hashlib.sha256((config.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    write_json(loaded.folder / loaded.chain.calibration, {"method": "platt", "adapter_sha256": adapter, **platt})
-    task_toml = loaded.folder / "task.toml"
-    met = (
-        f"recall {promise.recall:.3f} of {promise.positives}, lower bound {promise.lower_bound:.3f} >= {config.recall}"
-    )
-    write_thresholds(task_toml, prefilter, {"accept_below": promise.threshold}, met)
-    note = f"best F1 at a prevalence of {config.prevalence}" if config.accept_above is None else "chosen by hand"
-    write_thresholds(task_toml, loaded.chain.name, {"accept_above": above, "accept_below": above}, note)
-
-
-def _rows(config: CalibrateConfig) -> list[Row]:
-    """Calibration rows, at most so many of each source and label."""
+def _rows(config: CalibrateConfig, split: Split) -> list[Row]:
+    """Rows of a split, at most so many of each source and label."""
     public, _ = read_public(config.sources, (*VIOLATION_SOURCES, *SERVICE_SOURCES))
     pools: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in sorted((*public, *read_corpus(config.corpus)), key=lambda r: unit(r.id, "calibrate")):
-        if row.split == "calibration":
+        if row.split == split:
             pools[row.source, row.label].append(row)
     return [row for _, pool in sorted(pools.items()) for row in pool[: config.per_label]]
 
 
-async def _cheap(loaded: Loaded, rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+def _margins(config: CalibrateConfig, loaded: Loaded, rows: Sequence[Row]) -> Floats:
+    readings = read_all(loaded.asked(config.base, config.adapter), rows, config.readings, threads=config.threads)
+    return np.array([readings[row_key(row)].margin(loaded.positive) for row in rows])
+
+
+def _platt(config: CalibrateConfig, loaded: Loaded, rows: Sequence[Row], margins: Floats) -> dict[str, Any]:
+    truth, margins = checked([row.label == loaded.positive for row in rows], margins)
+    fit = fit_platt(margins.tolist(), truth.tolist(), weights(truth, config.prevalence).tolist())
+    return {
+        "a": fit.a, "b": fit.b, "fitted_at_prevalence": config.prevalence, "rows": len(rows),
+        "rows_sha256": rows_hash(rows),
+    }  # fmt: skip
+
+
+def _scored(loaded: Loaded, rows: Sequence[Row], llm: Floats) -> _Scored:
+    truth = np.array([row.label == loaded.positive for row in rows], bool)
+    return _Scored(rows, truth, llm, *asyncio.run(_cheap(loaded, rows)))
+
+
+async def _cheap(loaded: Loaded, rows: Sequence[Row]) -> tuple[Floats, Bools]:
     """The prefilter's score of each row (infinite where it has none: such rows pass on), and whether a rule decided."""
     scores, hits = np.full(len(rows), np.inf), np.zeros(len(rows), bool)
     for step in loaded.task.steps:
@@ -130,3 +187,56 @@ async def _cheap(loaded: Loaded, rows: list[Row]) -> tuple[np.ndarray, np.ndarra
                 scores[i] = found.score
             hits[i] |= isinstance(found, Finding) and bool(found.matched)
     return scores, hits
+
+
+def _promise(scored: _Scored, recall: float) -> Promise:
+    open_violations = scored.truth & ~scored.by_rules & np.isfinite(scored.cnn)
+    return threshold_for_recall(scored.cnn[open_violations].tolist(), recall)
+
+
+def _accept_above(config: CalibrateConfig, scored: _Scored, reached: Floats) -> tuple[float, str]:
+    """The LLM's threshold, and how it was chosen."""
+    if config.accept_above is not None:
+        return config.accept_above, "chosen by hand"
+    if (most := config.hard_negative_fp) is not None:
+        hard = reached[scored.hard_negatives()]
+        return threshold_for_flags(hard.tolist(), most), f"at most {most:.1%} of {len(hard)} hard negatives are flagged"
+    best = best_f1_threshold(scored.truth, reached, config.prevalence)
+    return four_digits(float(np.clip(best, 0.0, 1.0))), f"best F1 at a prevalence of {config.prevalence}"
+
+
+def _on_marketplace(scored: _Scored, prefilter_below: float, above: float) -> dict[str, dict[str, AtThreshold]]:
+    flags = {"llm": scored.llm >= above, "cascade": scored.reached(prefilter_below) >= above}
+    sources = np.array([row.source for row in scored.rows])
+    return {
+        source: {name: _at(scored, sources == source, flagged) for name, flagged in flags.items()}
+        for source in (CORPUS, MARKETPLACE_DEV)
+    }
+
+
+def _at(scored: _Scored, of_source: Bools, flagged: Bools) -> AtThreshold:
+    bad, hard = of_source & scored.truth, of_source & scored.hard_negatives()
+    return AtThreshold(
+        recall=proportion(int((bad & flagged).sum()), int(bad.sum())),
+        hard_negatives_flagged=proportion(int((hard & flagged).sum()), int(hard.sum())),
+        violations=int(bad.sum()),
+        hard_negatives=int(hard.sum()),
+    )
+
+
+def _chosen_on(rows: Sequence[Row], found: Calibrated) -> dict[str, Any]:
+    return {
+        "rows": len(rows), "rows_sha256": rows_hash(rows), "chosen": found.chosen,
+        "marketplace": to_builtins(found.marketplace),
+    }  # fmt: skip
+
+
+def _write(config: CalibrateConfig, loaded: Loaded, prefilter: str, found: Calibrated, notes: dict[str, Any]) -> None:
+    assert loaded.chain.calibration is not None, "calibrate has checked it"
+    adapter = hashlib.sha256((config.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    met = f"recall {found.recall:.3f} of {found.violations}, lower bound {found.recall_lower_bound:.3f}"
+    write_json(loaded.folder / loaded.chain.calibration, {"method": "platt", "adapter_sha256": adapter, **notes})
+    task_toml = loaded.folder / "task.toml"
+    write_into(task_toml, prefilter, {"accept_below": found.prefilter_below}, f"{met} >= {config.recall}")
+    both = {"accept_above": found.accept_above, "accept_below": found.accept_above}
+    write_into(task_toml, loaded.chain.name, both, found.chosen)

@@ -51,7 +51,7 @@ class Pools(NamedTuple):
 
     train: Mapping[tuple[str, str], Sequence[Row]]
     watched: Sequence[Row]
-    calibration: Sequence[Row]
+    platt: Sequence[Row]
     absent: Sequence[str]
     data_hash: str
 
@@ -69,7 +69,8 @@ def read_pools(sources: Path | None, corpus: Path, config: CnnMixConfig) -> Pool
     held_out = [*(r for r in rows if r.split not in ("train", "reserve")), *dev]
     train = drop_twins_of_held_out(_candidates(rows, config), held_out)
     calibration = [r for r in rows if r.split == "calibration"]
-    return Pools(_pools(train), [*dev, *calibration], calibration, absent, rows_hash(train))
+    platt = [r for r in rows if r.split == "platt"]
+    return Pools(_pools(train), [*dev, *calibration], platt, absent, rows_hash(train))
 
 
 def draw_epoch(pools: Pools, config: CnnMixConfig, epoch: int) -> list[Row]:

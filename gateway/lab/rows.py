@@ -14,7 +14,7 @@ from gateway.core.problems import Unusable
 
 T = TypeVar("T")
 Label = Literal["clean", "violation"]
-Split = Literal["train", "calibration", "validation", "reserve", "test"]
+Split = Literal["train", "platt", "calibration", "validation", "reserve", "test", "unseen"]
 SenderRole = Literal["customer", "pro"]
 
 CORPUS = "marketplace"
@@ -22,9 +22,12 @@ MARKETPLACE_DEV = "marketplace_dev"
 VIOLATION_SOURCES = ("davidson2017", "edos", "convabuse", "uci_sms_spam", "youtube_spam", "spamassassin")
 SERVICE_SOURCES = ("sgd_services_homes", "multidogo", "banking77", "nlupp")
 UNTRAINED_SOURCES = ("clinc150",)
-HELD_OUT_HAND = "fir"
-"""One writer of the corpus whose messages are never trained on: the unseen marketplace."""
+HELD_OUT_HANDS: Mapping[str, Split] = {"fir": "test", "juniper": "unseen"}
+"""Writers of the corpus whose messages are never trained on. The first one's are the marketplace's part of the frozen
+sets; the second one's are a set of their own, looked at last: ordinary talk of buyers and sellers, and hard pairs."""
 CALIBRATION_SHARE = 0.10
+"""Of what is not a source's own test split. One half, `platt`, gives scores their meaning and is used for nothing else;
+thresholds, prompts and the like are chosen on the other half, `calibration`."""
 _RESERVED = {"edos": 0.85}
 """Sources whose own `test` split has too few clean rows for the frozen sets: the clean `train` rows above this point of
 the order in which the mix draws (`unit(id, "mix")`) are a `reserve` for them, never trained on."""
@@ -102,7 +105,7 @@ def read_public(folder: Path, names: Sequence[str]) -> tuple[list[Row], list[str
 
 
 def read_corpus(path: Path) -> list[Row]:
-    """Our own marketplace corpus: the held-out hand is `test`, a tenth of the others `calibration`."""
+    """Our own marketplace corpus: the held-out hand is `test`, a tenth of the others for calibration."""
     rows = (_corpus_row(raw) for raw in read_jsonl(path, CorpusRow))
     return list(rows)
 
@@ -159,16 +162,20 @@ def _public_split(raw: _PublicRow) -> Split:
     if raw.split == "test":
         return "test"
     if unit(raw.id, "split") < CALIBRATION_SHARE:
-        return "calibration"
+        return _calibration_half(raw.id)
     reserved = raw.label == "clean" and unit(raw.id, "mix") >= _RESERVED.get(raw.source, 1.0)
     return "reserve" if reserved else "train"
 
 
+def _calibration_half(identity: str) -> Split:
+    return "platt" if unit(identity, "platt") < 0.5 else "calibration"
+
+
 def _corpus_row(raw: CorpusRow) -> Row:
-    split: Split = "calibration" if unit(raw.id, "split") < CALIBRATION_SHARE else "train"
+    split = _calibration_half(raw.id) if unit(raw.id, "split") < CALIBRATION_SHARE else "train"
     return Row(
         id=raw.id, source=CORPUS, text=raw.message, label=raw.label, policy=raw.policy, group=raw.id, hand=raw.hand,
-        split="test" if raw.hand == HELD_OUT_HAND else split,
+        split=HELD_OUT_HANDS.get(raw.hand, split),
         sender_role=raw.sender_role, difficulty=raw.difficulty, mirrors=raw.mirrors,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from gateway.adapters.prefilter.weights import Calibration, save_prefilter
 from gateway.lab.calibrate import fit_platt
 from gateway.lab.cnn_mix import CnnMixConfig, Pools, draw_epoch, is_own, read_pools, shares
 from gateway.lab.lexicon import choose_words, first_table, nearest
-from gateway.lab.rows import SERVICE_SOURCES, LabError, Row
+from gateway.lab.rows import SERVICE_SOURCES, LabError, Row, rows_hash
 from gateway.lab.run_folder import run_folder
 
 POLICIES = ("abuse", "sexual", "spam_scam", "off_platform", "partnership", "job_seeking")
@@ -82,11 +82,14 @@ def train_cnn(config: CnnConfig) -> Path:
         "config": msgspec.to_builtins(config),
         "data_sha256": pools.data_hash,
         "rows": pools.counts(),
-        "calibration_rows": shares(pools.calibration),
+        "platt_rows": shares(pools.platt),
+        "platt_sha256": rows_hash(pools.platt),
         "absent_sources": list(pools.absent),
     }
     watched = watch(pools.watched, logits(network, reader, [r.text for r in pools.watched]))
-    training = {key: facts[key] for key in ("data_sha256", "rows", "absent_sources")} | {"seed": config.seed}
+    training = {key: facts[key] for key in ("data_sha256", "rows", "platt_sha256", "absent_sources")} | {
+        "seed": config.seed
+    }
     metrics = facts | {"epochs": history, "watched": watched, "seconds": round(time.monotonic() - start_s)}
     with run_folder(Path(config.out)) as folder:
         save_prefilter(folder / WEIGHTS, network, reader.alphabet, calibration, training)
@@ -268,7 +271,7 @@ class _Changer:
 
 
 def _calibrate(config: CnnConfig, pools: Pools, network: Network, reader: Reader) -> Calibration:
-    rows = pools.calibration
+    rows = pools.platt
     pairs = [
         (s, r.label == POSITIVE)
         for r, s in zip(rows, logits(network, reader, [r.text for r in rows]), strict=True)
@@ -281,7 +284,7 @@ def _calibrate(config: CnnConfig, pools: Pools, network: Network, reader: Reader
 def _refuse_one_sided(pools: Pools) -> None:
     for what, labels in (
         ("training", {label for (_, label), rows in pools.train.items() if rows}),
-        ("calibration", {row.label for row in pools.calibration}),
+        ("calibration", {row.label for row in pools.platt}),
     ):
         if len(labels) < 2:
             raise LabError(f"the {what} rows are all of one label; absent sources: {', '.join(pools.absent) or 'none'}")

@@ -1,11 +1,19 @@
-"""A random two-layer Llama with a word-level tokeniser, made on the spot: the whole tuning path without a download."""
+"""A random two-layer Llama with a word-level tokeniser, and a deployment in small, both made on the spot."""
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gateway.lab import prompted
+from gateway.lab.systems import load_task
+from gateway.lab.train_cnn import WEIGHTS, train_cnn
+from gateway.lab.train_previous import freeze_previous
+from tests.lab import small_world
+from tests.lab.small_world import World
 
 ALPHABET = [chr(c) for c in range(32, 127)] + ["\n", "‹", "›"]
 
@@ -28,3 +36,25 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> World:
+    """A home with trained weights, a frozen previous system and a chosen prompt."""
+    folder = tmp_path_factory.mktemp("small-world")
+    home = small_world.write_home(folder / "home")
+    sources = small_world.write_sources(folder / "sources")
+    corpus = small_world.write_corpus(folder / "corpus.jsonl.gz")
+    task = home / "tasks" / "small"
+    config = small_world.cnn_config(sources, corpus, folder / "cnn")
+    run = train_cnn(config)
+    for suffix in (".safetensors", ".json"):
+        (task / "prefilter").with_suffix(suffix).write_bytes((run / WEIGHTS).with_suffix(suffix).read_bytes())
+    freeze_previous(msgspec.structs.replace(config, out=str(folder / "old")), task / "previous")
+    loaded = load_task(home, "small")
+    rows = prompted.validation_rows(sources, corpus, per_label=3)
+    letters = {name: {"clean": "A", "violation": "B"} for name in ("prompted.v1", "prompted.v2")}
+    choice = prompted.choose(loaded, tiny_llm_folder, rows, folder / "readings", candidates=letters)
+    prompted.write(choice, task)
+    data = small_world.write_frozen(folder / "eval-small.jsonl.gz")
+    return World(home, sources, corpus, data, folder / "readings", tiny_llm_folder)

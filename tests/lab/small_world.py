@@ -3,11 +3,13 @@
 import json
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.adapters.prefilter.network import Network, Shape
 from gateway.adapters.prefilter.reading import Alphabet, Reader, packed
 from gateway.adapters.prefilter.weights import Calibration, save_prefilter
-from gateway.lab.rows import Row, write_rows
+from gateway.lab.evaluate import EvalConfig
+from gateway.lab.rows import MARKETPLACE_DEV, Row, write_rows
 from gateway.lab.train_cnn import CnnConfig
 
 GOOD = (
@@ -105,6 +107,24 @@ output_per_million = "0.20"
 """
 
 
+class World(NamedTuple):
+    """Everything that an evaluation reads."""
+
+    home: Path
+    sources: Path
+    corpus: Path
+    data: Path
+    readings: Path
+    base: Path
+
+    def evaluation(self, out: Path) -> EvalConfig:
+        """Of the task `small` with the adapter beside the base model, into `out`."""
+        return EvalConfig(
+            home=self.home, task="small", data=self.data, out=out, base=self.base, readings=self.readings,
+            adapter=self.base / "adapter",
+        )  # fmt: skip
+
+
 def message(bad: bool, rng: random.Random) -> tuple[str, str | None]:
     """A message and its policy."""
     which = rng.randrange(len(BAD if bad else GOOD))
@@ -131,7 +151,7 @@ def rows(count: int, violations: float, source: str, seed: int, split: str = "te
 
 
 def write_sources(folder: Path, count: int = 240) -> Path:
-    """Two public sources of violations and one of service talk."""
+    """Two public sources of violations, one of service talk, and the marketplace's development messages."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, share in (("convabuse", 0.5), ("uci_sms_spam", 0.5), ("multidogo", 0.0)):
         made = rows(count, share, name, 1)
@@ -141,6 +161,13 @@ def write_sources(folder: Path, count: int = 240) -> Path:
             for i, r in enumerate(made)
         ]  # fmt: skip
         _gzip_lines(folder / f"{name}.jsonl.gz", lines)
+    dev = [
+        {"id": f"dev-{r.id}", "sender_role": "pro", "message": r.text, "label": r.label, "policy": r.policy,
+         "difficulty": r.difficulty}
+        for r in rows(60, 0.5, "marketplace", 3)
+    ]  # fmt: skip
+    (folder / MARKETPLACE_DEV).mkdir(exist_ok=True)
+    (folder / MARKETPLACE_DEV / f"{MARKETPLACE_DEV}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in dev))
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.lab.calibrate import fit_platt, threshold_for_recall, write_thresholds
+from gateway.lab.calibrate import fit_platt, four_digits, threshold_for_flags, threshold_for_recall, write_thresholds
 from gateway.lab.metrics import lower_bound
 from gateway.lab.rows import LabError
 
@@ -43,6 +43,34 @@ def test_what_cannot_be_calibrated_is_refused(logits: list[float], truth: list[b
     """One class, NaN scores, scores that rank the wrong way: an error that says so."""
     with pytest.raises(LabError, match=message):
         fit_platt(logits, truth)
+
+
+@pytest.mark.parametrize("value", [0.0312999, 0.03129, 0.0123, 1.0, 0.0, 1 / 3, 5e-324])
+def test_four_digits_never_round_up(value: float) -> None:
+    """Down, to the nearest value of four digits or to itself; rounding again changes nothing."""
+    found = four_digits(value)
+    assert found <= value
+    assert found == pytest.approx(value, rel=1e-3)
+    assert four_digits(found) == found
+
+
+@pytest.mark.parametrize("most", [0.0, 0.1, 0.12, 0.5])
+def test_the_lowest_threshold_that_flags_few_enough(most: float) -> None:
+    """At it no more than the share is flagged, ties included; at the next lower score more would be."""
+    scores = [i / 700 for i in range(97)] + [0.2] * 3
+    threshold = threshold_for_flags(scores, most)
+    assert sum(s >= threshold for s in scores) <= most * len(scores)
+    lower = max(s for s in scores if s < threshold)
+    assert sum(s >= lower for s in scores) > most * len(scores)
+
+
+def test_rules_that_flag_too_much_leave_no_threshold() -> None:
+    """Scores of 2 are flagged whatever the threshold; if these are too many, or there is no row, it is refused."""
+    with pytest.raises(LabError, match="at any threshold"):
+        threshold_for_flags([2.0] * 3 + [0.1] * 7, 0.2)
+    with pytest.raises(LabError, match="no hard negatives"):
+        threshold_for_flags([], 0.2)
+    assert threshold_for_flags([-1.0] * 9 + [0.5], 0.2) == 0.0
 
 
 @pytest.mark.parametrize("target", [0.9, 0.95])
@@ -83,10 +111,10 @@ kind = "chain"
 
 
 def test_thresholds_are_written_and_the_rest_stays(tmp_path: Path) -> None:
-    """Keys are set in the named stage, rounded down to four digits; comments and order stay."""
+    """Keys are set in the named stage; comments and order stay."""
     path = tmp_path / "task.toml"
     path.write_text(TOML)
-    write_thresholds(path, "prefilter", {"accept_below": 0.0312999}, "recall 0.95")
+    write_thresholds(path, "prefilter", {"accept_below": 0.03129}, "recall 0.95")
     write_thresholds(path, "llm", {"accept_above": 0.6, "accept_below": 0.4}, "precision 0.9")
     assert path.read_text() == TOML.replace("0.5  # by hand", "0.03129 # recall 0.95").rstrip("\n") + (
         "\naccept_above = 0.6 # precision 0.9\naccept_below = 0.4\n"

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -18,64 +17,24 @@ from gateway.core.meter import Meter, Settlement
 from gateway.core.quotas import Charge
 from gateway.core.registry import load
 from gateway.core.task import Gate
-from gateway.lab import prompted
-from gateway.lab.evaluate import EvalConfig, evaluate
+from gateway.lab.evaluate import evaluate
 from gateway.lab.gate import gate_problems
 from gateway.lab.predictions import read_predictions
 from gateway.lab.readings import read_all
 from gateway.lab.rows import LabError, Row, read_rows
 from gateway.lab.simulate import simulate
 from gateway.lab.systems import findings, item_of, load_task, offline_meter, recorded_chain
-from gateway.lab.train_cnn import WEIGHTS, train_cnn
-from gateway.lab.train_previous import freeze_previous
 from gateway.local import llm
 from gateway.local.child import free_port
 from tests.lab import small_world
-
-
-class World(NamedTuple):
-    home: Path
-    sources: Path
-    corpus: Path
-    data: Path
-    readings: Path
-    base: Path
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> World:
-    """A home with trained weights, a frozen previous system and a chosen prompt."""
-    folder = tmp_path_factory.mktemp("small-world")
-    home = small_world.write_home(folder / "home")
-    sources = small_world.write_sources(folder / "sources")
-    corpus = small_world.write_corpus(folder / "corpus.jsonl.gz")
-    task = home / "tasks" / "small"
-    config = small_world.cnn_config(sources, corpus, folder / "cnn")
-    run = train_cnn(config)
-    for suffix in (".safetensors", ".json"):
-        (task / "prefilter").with_suffix(suffix).write_bytes((run / WEIGHTS).with_suffix(suffix).read_bytes())
-    freeze_previous(msgspec.structs.replace(config, out=str(folder / "old")), task / "previous")
-    loaded = load_task(home, "small")
-    rows = prompted.validation_rows(sources, corpus, per_label=3)
-    letters = {name: {"clean": "A", "violation": "B"} for name in ("prompted.v1", "prompted.v2")}
-    choice = prompted.choose(loaded, tiny_llm_folder, rows, folder / "readings", candidates=letters)
-    prompted.write(choice, task)
-    data = small_world.write_frozen(folder / "eval-small.jsonl.gz")
-    return World(home, sources, corpus, data, folder / "readings", tiny_llm_folder)
-
-
-def config_of(world: World, out: Path) -> EvalConfig:
-    return EvalConfig(
-        home=world.home, task="small", data=world.data, out=out, base=world.base, readings=world.readings,
-        adapter=world.base / "adapter",
-    )  # fmt: skip
+from tests.lab.small_world import World
 
 
 @pytest.fixture(scope="session")
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one evaluation."""
     out = tmp_path_factory.mktemp("evaluation") / "run"
-    evaluate(config_of(world, out))
+    evaluate(world.evaluation(out))
     return out
 
 
@@ -144,7 +103,7 @@ def test_a_torn_reading_is_read_again_and_gives_the_same_files(world: World, run
     copied.mkdir()
     for path in world.readings.iterdir():
         (copied / path.name).write_bytes(path.read_bytes()[:-20])
-    evaluate(msgspec.structs.replace(config_of(world, tmp_path / "again"), readings=copied))
+    evaluate(msgspec.structs.replace(world.evaluation(tmp_path / "again"), readings=copied))
     again, before = (read_predictions(f / "predictions.jsonl") for f in (tmp_path / "again", run))
     assert [p.id for p in again] == [p.id for p in before]
     assert [p.llm_margin for p in again] == pytest.approx([p.llm_margin for p in before], abs=0.05)
@@ -224,7 +183,7 @@ def test_bad_data_says_why_and_harms_nothing(world: World, tmp_path: Path, name:
     out.mkdir()
     (out / "metrics.json").write_text("earlier")
     with pytest.raises(LabError, match=says):
-        evaluate(msgspec.structs.replace(config_of(world, out), data=tmp_path / name))
+        evaluate(msgspec.structs.replace(world.evaluation(out), data=tmp_path / name))
     assert (out / "metrics.json").read_text() == "earlier"
 
 
@@ -235,5 +194,5 @@ def test_a_broken_adapter_is_named(world: World, tmp_path: Path) -> None:
     for path in (world.base / "adapter").iterdir():
         (adapter / path.name).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(LabError, match="adapter"):
-        evaluate(msgspec.structs.replace(config_of(world, tmp_path / "run"), adapter=adapter))
+        evaluate(msgspec.structs.replace(world.evaluation(tmp_path / "run"), adapter=adapter))
     assert not (tmp_path / "run").exists()

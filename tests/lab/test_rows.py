@@ -144,7 +144,9 @@ def test_a_row_keeps_its_side_when_others_come_or_go(corpus: Path) -> None:
     """The split depends on the id alone."""
     sides = {r.id: r.split for r in read_corpus(corpus)}
     assert {sides[i] for i in sides if i.startswith(HELD_OUT_HAND)} == {"test"}
-    assert 0 < sum(s == "calibration" for s in sides.values()) < 20
+    halves = [sum(s == half for s in sides.values()) for half in ("platt", "calibration")]
+    assert all(halves)
+    assert sum(halves) < 20
 
 
 def test_packing_refuses_a_violation_without_policy(tmp_path: Path) -> None:
