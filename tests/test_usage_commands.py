@@ -91,6 +91,34 @@ async def test_verify_finds_a_row_that_is_gone(file: Path) -> None:
     assert broken.output.count("DIFFERS") >= 3
 
 
+async def test_a_price_is_corrected_once(file: Path, tmp_path: Path) -> None:
+    """Shown first, written when asked to, nothing the second time; the closed month stays, everything agrees."""
+    await gateway("usage", "close", "--month", "2026-03", "--csv", str(tmp_path / "before.csv"))
+    price = ("--per-million-input", "0.20", "--per-million-output", "0.40")
+    adjust = ("ledger", "adjust", "--model", "moderation-llm", *SPAN, *price, "--reason", "a typing error")
+    due_nano = TRUTH.input_tokens * 200 + TRUTH.output_tokens * 400
+    difference = f"0.{3 * (due_nano - TRUTH.cost_nano):09d}"
+    shown = await gateway(*adjust)
+    assert difference in shown.output, shown.output
+    assert "1 adjustment(s) to write" in shown.output
+    assert "1 adjustment(s) written" in (await gateway(*adjust, "--write")).output
+    assert "0 adjustment(s) written" in (await gateway(*adjust, "--write")).output
+    report = msgspec.json.decode((await gateway("usage", "report", "--by", "kind", "--json")).output)
+    assert [(line["kind"], line["cost"]) for line in report["lines"]] == [("adjustment", difference)]
+    await gateway("usage", "close", "--month", "2026-03", "--csv", str(tmp_path / "after.csv"))
+    assert (tmp_path / "before.csv").read_bytes() == (tmp_path / "after.csv").read_bytes()
+    assert (await gateway("ledger", "verify")).exit_code == 0
+    assert "price_corrected" in (await gateway("audit", "list")).output
+
+
+async def test_a_price_that_is_none_is_refused(file: Path) -> None:
+    """Without a traceback, and nothing is written."""
+    price = ("--per-million-input", "-1", "--per-million-output", "0.40")
+    told = await gateway("ledger", "adjust", "--model", "m", *SPAN, *price, "--reason", "r", "--write")
+    assert told.exit_code == 1
+    assert "no price" in told.output
+
+
 async def test_a_limit_is_set_and_ended(file: Path) -> None:
     """One limit per resource and window; what cannot be counted is refused without a traceback."""
     await gateway("teams", "create", "acme")

@@ -1,10 +1,11 @@
-"""gateway ledger."""
+"""gateway ledger: what must agree, and corrections of prices."""
 
 import os
 import re
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import settings as process_settings
-from gateway.cli.usage import with_books
-from gateway.core.reports import total
+from gateway.cli.database import with_database
+from gateway.core.corrections import Adjustment, Correction
+from gateway.core.prices import from_nano
+from gateway.core.reports import ADJUSTMENT, UsageDay, total
 
 if TYPE_CHECKING:
-    from gateway.adapters.sql.books import SqlBooks, Totals
+    from gateway.adapters.sql.books import Totals
+    from gateway.adapters.sql.corrections import SqlCorrections
+    from gateway.adapters.sql.database import Database
 
+_DAY = click.DateTime(["%Y-%m-%d"])
 _COUNTERS = {"input": "tgi_request_input_length_sum", "output": "tgi_request_generated_tokens_sum"}
 
 
@@ -52,19 +58,19 @@ def verify(model_metrics: tuple[str, ...], since_input: int, since_output: int) 
     """Prove that every sum agrees with every other. Status 1 where one does not."""
     settings = process_settings.read(os.environ)
 
-    async def run(books: "SqlBooks") -> "tuple[Totals, int]":
+    async def run(database: "Database") -> "tuple[Totals, list[Finding]]":
+        from gateway.adapters.sql.books import SqlBooks
+
+        books = SqlBooks(database, settings.zone)
         await books.close_days(datetime.now(UTC))
         totals = await books.totals()
         today = datetime.now(UTC).astimezone(settings.zone).date()
-        reported = total(
-            row for row in await books.days(datetime.min.date(), today + timedelta(days=2)) if row.kind != "adjustment"
-        )
-        return totals, reported["cost_nano"]
+        reported = await books.days(datetime.min.date(), today + timedelta(days=2))
+        return totals, _findings(totals, reported) + await _corrections(database, settings)
 
     # The servers are asked first: what they count meanwhile is not in the ledger yet, and would look lost.
     counted = [_counted(url) for url in model_metrics]
-    totals, reported_nano = with_books(settings, run)
-    findings = _findings(totals, reported_nano)
+    totals, findings = with_database(settings, run)
     if counted:
         inputs = sum(each.input_tokens for each in counted) - since_input
         outputs = sum(each.output_tokens for each in counted) - since_output
@@ -77,12 +83,76 @@ def verify(model_metrics: tuple[str, ...], since_input: int, since_output: int) 
         sys.exit(1)
 
 
-def _findings(totals: "Totals", reported_nano: int) -> list[Finding]:
+@ledger.command()
+@click.option("--model", required=True, help="The model's name in models.toml.")
+@click.option("--from", "start", type=_DAY, required=True, help="First day, in the billing timezone.")
+@click.option("--to", "end", type=_DAY, required=True, help="The day after the last.")
+@click.option("--per-million-input", required=True, metavar="AMOUNT", help='What should have held, such as "0.05".')
+@click.option("--per-million-output", required=True, metavar="AMOUNT", help="The same for output.")
+@click.option("--reason", required=True, help="For the books; it is kept with every row.")
+@click.option("--write", is_flag=True, help="Write the adjustments. Without it they are only shown.")
+def adjust(
+    model: str,
+    start: datetime,
+    end: datetime,
+    per_million_input: str,
+    per_million_output: str,
+    reason: str,
+    write: bool,
+) -> None:
+    """Correct the price of days that are over: the difference is charged today, and nothing written is changed."""
+    settings = process_settings.read(os.environ)
+    correction = Correction(
+        model=model,
+        start=start.date(),
+        end=end.date(),
+        input_per_million=per_million_input,
+        output_per_million=per_million_output,
+        reason=reason,
+    )
+
+    async def run(database: "Database") -> Sequence[Adjustment]:
+        from gateway.adapters.sql.books import SqlBooks
+
+        corrections, now = _sql_corrections(database, settings), datetime.now(UTC)
+        await SqlBooks(database, settings.zone).close_days(now)
+        return await (corrections.write(correction, now) if write else corrections.find(correction, now))
+
+    adjustments = with_database(settings, run)
+    Console().print(_adjustments_table(adjustments, f"{model}, {settings.currency}"))
+    done = "written" if write else "to write; nothing is written yet: --write"
+    click.echo(f"{len(adjustments)} adjustment(s) {done}")
+
+
+def _sql_corrections(database: "Database", settings: process_settings.Settings) -> "SqlCorrections":
+    import uuid_utils
+
+    from gateway.adapters.sql.corrections import SqlCorrections
+
+    return SqlCorrections(database, settings.zone, lambda: str(uuid_utils.uuid7()))
+
+
+def _adjustments_table(adjustments: Sequence[Adjustment], title: str) -> Table:
+    table = Table("corrects", "payer", "caller", "owner", "task", title=title, show_footer=True)
+    table.add_column("difference", from_nano(sum(each.cost_nano for each in adjustments)), justify="right")
+    for each in adjustments:
+        who = (each.payer_team, each.caller_team, each.owner_team, each.task)
+        table.add_row(each.corrects.isoformat(), *who, from_nano(each.cost_nano))
+    return table
+
+
+async def _corrections(database: "Database", settings: process_settings.Settings) -> list[Finding]:
+    differing = await _sql_corrections(database, settings).differing()
+    return [_equal("corrected days that differ from their price", len(differing), 0)]
+
+
+def _findings(totals: "Totals", reported: Sequence[UsageDay]) -> list[Finding]:
     calls, attempts, inferences = totals.calls.cost_nano, totals.attempts.cost_nano, totals.inferences.cost_nano
+    calls_only = [row for row in reported if row.kind != ADJUSTMENT]
     return [
         _equal("cost of calls = cost of attempts", calls, attempts),
         _equal("cost of attempts = cost of inferences", attempts, inferences),
-        _equal("cost of calls = cost in the reports", calls, reported_nano),
+        _equal("cost of calls = cost in the reports, less adjustments", calls, total(calls_only)["cost_nano"]),
         _equal("attempts that differ from their calls", totals.attempts_off, 0),
         _equal("inferences that differ from their attempts", totals.inferences_off, 0),
         _equal("closed days that differ from their rows", len(totals.days_off), 0),

@@ -1,28 +1,22 @@
 """gateway usage."""
 
-import asyncio
 import os
-from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from gateway import settings as process_settings
-from gateway.core.errors import GatewayError
+from gateway.cli.database import with_books
 from gateway.core.prices import from_nano
 from gateway.core.reports import SUMS, Line, Part, UsageDay, focus_rows, grouped, total
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.books import ClosedMonth, SqlBooks
 
-T = TypeVar("T")
-
-# Sums over a whole ledger take longer than a request may.
-TIMEOUT_S = 600.0
 _DAY = click.DateTime(["%Y-%m-%d"])
 _MONTH = click.DateTime(["%Y-%m"])
 
@@ -83,24 +77,6 @@ def close(month: datetime, csv_file: Path | None) -> None:
     if csv_file:
         csv_file.write_bytes(closed.content)
     click.echo(f"{closed.month:%Y-%m} closed {closed.closed_at.isoformat(timespec='seconds')} {closed.sha256}")
-
-
-def with_books(settings: process_settings.Settings, work: "Callable[[SqlBooks], Awaitable[T]]") -> T:
-    """The result of a command's work on the books; an error that a caller may see is told without a traceback."""
-    from gateway.adapters.sql.books import SqlBooks
-    from gateway.adapters.sql.database import Database
-
-    async def run() -> T:
-        database = Database(settings.database, TIMEOUT_S)
-        try:
-            return await work(SqlBooks(database, settings.zone))
-        finally:
-            await database.aclose()
-
-    try:
-        return asyncio.run(run())
-    except GatewayError as error:
-        raise click.ClickException(error.detail) from error
 
 
 def _parts(by: str) -> tuple[Part, ...]:

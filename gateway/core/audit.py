@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-ActName = Literal["key_created", "key_rotated", "key_revoked", "team_created", "team_limited"]
+ActName = Literal["key_created", "key_rotated", "key_revoked", "team_created", "team_limited", "price_corrected"]
 
 
 class Actor(Struct, frozen=True):

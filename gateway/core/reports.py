@@ -25,6 +25,7 @@ class UsageDay(Struct, frozen=True, kw_only=True):
 
     `model` is empty in the row that counts the inferences themselves (`inferences`, `cached`); all else is in the rows
     of models, so that every column may be summed. `cost_nano` includes `unsettled_nano`, which is at the estimate.
+    `corrects` is the day that an adjustment is about, as 2026-10-25; empty in every other row.
     """
 
     day: date
@@ -42,6 +43,7 @@ class UsageDay(Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
     cost_nano: int = 0
     unsettled_nano: int = 0
+    corrects: str = ""
 
 
 SUMS = ("inferences", "cached", "model_calls", "input_tokens", "output_tokens", "cost_nano", "unsettled_nano")
@@ -99,6 +101,8 @@ def _focus(row: UsageDay, currency: str, zone: ZoneInfo) -> dict[str, Any]:
     tokens = row.input_tokens + row.output_tokens
     month = row.day.replace(day=1)
     corrects = row.kind == ADJUSTMENT
+    # A correction is billed with the open month, for a day of another one.
+    charged = date.fromisoformat(row.corrects) if row.corrects else row.day
     return {
         "BilledCost": cost,
         "BillingAccountId": row.payer_team,
@@ -107,11 +111,11 @@ def _focus(row: UsageDay, currency: str, zone: ZoneInfo) -> dict[str, Any]:
         "BillingPeriodStart": _instant(month, zone),
         "BillingPeriodEnd": _instant(month_after(month), zone),
         "ChargeCategory": "Adjustment" if corrects else "Usage",
-        "ChargeClass": "Correction" if corrects else None,
-        "ChargeDescription": f"{row.model or 'answers without a model'}, task {row.task}",
+        "ChargeClass": "Correction" if charged < month else None,
+        "ChargeDescription": _description(row),
         "ChargeFrequency": "One-Time" if corrects else "Usage-Based",
-        "ChargePeriodStart": _instant(row.day, zone),
-        "ChargePeriodEnd": _instant(row.day + timedelta(days=1), zone),
+        "ChargePeriodStart": _instant(charged, zone),
+        "ChargePeriodEnd": _instant(charged + timedelta(days=1), zone),
         "ConsumedQuantity": None if corrects else tokens,
         "ConsumedUnit": None if corrects else "Tokens",
         "ContractedCost": cost,
@@ -140,6 +144,11 @@ def _focus(row: UsageDay, currency: str, zone: ZoneInfo) -> dict[str, Any]:
         "x_OutputTokens": row.output_tokens,
         "x_UnsettledCost": Decimal(row.unsettled_nano) / NANO,
     }
+
+
+def _description(row: UsageDay) -> str:
+    what = row.model or "answers without a model"
+    return f"{what}, task {row.task}" if not row.corrects else f"{what}, task {row.task}: price of {row.corrects}"
 
 
 def _instant(day: date, zone: ZoneInfo) -> str:

@@ -1,4 +1,4 @@
-"""The books: days that are closed into sums, months that are closed into an export, corrections of prices.
+"""The books: days that are closed into sums, months that are closed into an export.
 
 A day is closed when it is over, and no call that began in it is still under way: from then on its rows never change,
 so its sums need not be made again.
@@ -15,16 +15,16 @@ from sqlalchemy import ColumnElement, Select, case, func, insert, literal, selec
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.adapters.sql.charges import charged
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.tables import attempt, inference, intent, model_call, price_adjustment, usage_close, usage_day
+from gateway.adapters.sql.settled import settled_until
+from gateway.adapters.sql.tables import attempt, inference, intent, model_call, usage_close, usage_day
 from gateway.adapters.sql.usage import total
 from gateway.core.errors import Conflict
-from gateway.core.reports import ADJUSTMENT, UsageDay, day_start, month_after
+from gateway.core.reports import UsageDay, day_start, month_after
 
-# An inference that began before midnight is recorded well within this time after it.
-SETTLING = timedelta(minutes=10)
 _WHO = ("payer_team", "caller_team", "owner_team", "task", "kind")
-_COLUMNS = tuple(name for name in UsageDay.__struct_fields__ if name != "day")
+_COLUMNS = tuple(name for name in UsageDay.__struct_fields__ if name != "corrects")
 
 
 class ClosedMonth(Struct, frozen=True):
@@ -73,9 +73,7 @@ class SqlBooks:
             try:
                 async with self._database.begin() as connection:
                     if rows := await self._live(connection, day):
-                        await connection.execute(
-                            insert(usage_day), [{**structs.asdict(r), "closed_at": now} for r in rows]
-                        )
+                        await connection.execute(insert(usage_day), [_stored(row, now) for row in rows])
                 closed.append(day)
             except IntegrityError:
                 # Another process was faster; it counted the same rows.
@@ -93,7 +91,7 @@ class SqlBooks:
             while day < end and last is not None and day <= last:
                 found += await self._live(connection, day)
                 day += timedelta(days=1)
-            return found + await self._adjustments(connection, start, end)
+            return found + await charged(connection, start, end)
 
     async def close_month(
         self, month: date, now: datetime, export: Callable[[Sequence[UsageDay]], bytes]
@@ -165,13 +163,6 @@ class SqlBooks:
             rows += [UsageDay(day=day, **row) for row in found]
         return rows
 
-    async def _adjustments(self, connection: AsyncConnection, start: date, end: date) -> list[UsageDay]:
-        rows = price_adjustment.c
-        who = (rows.day, rows.payer_team, rows.caller_team, rows.owner_team, rows.task, rows.model)
-        query = select(*who, total(rows.cost_nano).label("cost_nano")).where(rows.day >= start, rows.day < end)
-        found = (await connection.execute(query.group_by(*who))).mappings()
-        return [UsageDay(kind=ADJUSTMENT, **row) for row in found]
-
     async def _next(self, connection: AsyncConnection) -> date | None:
         """The first day that is not closed; None where there is nothing to close."""
         last = (await connection.execute(select(func.max(usage_day.c.day)))).scalar_one()
@@ -179,9 +170,7 @@ class SqlBooks:
 
     async def _last(self, connection: AsyncConnection, now: datetime) -> date:
         """The last day that can be closed."""
-        oldest = (await connection.execute(select(intent.c.created_at).order_by(intent.c.id).limit(1))).scalar()
-        until = now - SETTLING if oldest is None else min(now - SETTLING, oldest)
-        return until.astimezone(self._zone).date() - timedelta(days=1)
+        return (await settled_until(connection, now)).astimezone(self._zone).date() - timedelta(days=1)
 
     async def _oldest(self, connection: AsyncConnection) -> date | None:
         return await self._edge(connection, func.min)
@@ -245,4 +234,8 @@ async def _count(connection: AsyncConnection, query: Select[Any]) -> int:
 
 
 def _usage_day(row: Any) -> UsageDay:
-    return UsageDay(day=row["day"], **{name: row[name] for name in _COLUMNS})
+    return UsageDay(**{name: row[name] for name in _COLUMNS})
+
+
+def _stored(row: UsageDay, closed_at: datetime) -> dict[str, Any]:
+    return {**{name: getattr(row, name) for name in _COLUMNS}, "closed_at": closed_at}

@@ -329,7 +329,8 @@ usage_close = Table(
     Column("closed_at", Instant, nullable=False),
 )
 
-# Money given back or asked for later: it counts on `day`, and `corrects` is the first day of the month it is about.
+# Money given back or asked for later: it counts on `day`, and `corrects` is the day it is about. `position` counts the
+# adjustments of one line: of two corrections at once, one is refused. The prices are those that should have held.
 price_adjustment = Table(
     "price_adjustment",
     metadata,
@@ -344,4 +345,12 @@ price_adjustment = Table(
     Column("cost_nano", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("position", Integer),
+    Column("input_per_million_nano", BigInteger),
+    Column("output_per_million_nano", BigInteger),
+    Index(
+        "uq_price_adjustment_line",
+        *("corrects", "model", "payer_team", "caller_team", "owner_team", "task", "position"),
+        unique=True,
+    ),
 )

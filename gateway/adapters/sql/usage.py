@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from msgspec import structs
 from sqlalchemy import BigInteger, Column, ColumnElement, Select, Table, case, cast, func, select
 
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.tables import inference, model_call
+from gateway.adapters.sql.tables import inference, model_call, price_adjustment
 from gateway.core.records import UsageRow
+
+_SUMS = ("inferences", "model_calls", "input_tokens", "output_tokens", "cost_nano", "unsettled_nano")
 
 
 class SqlUsage:
@@ -28,10 +31,14 @@ class SqlUsage:
         spent = _period(_spending(), model_call, model_call.c.started_at, (start, end, team)).group_by(
             model_call.c.payer_team, model_call.c.task, model_call.c.model
         )
+        adjusted = _period(
+            _added(price_adjustment), price_adjustment, price_adjustment.c.created_at, (start, end, team)
+        )
         async with self._database.begin() as connection:
             rows = [UsageRow(model=None, **row) for row in (await connection.execute(counted)).mappings()]
-            rows += [UsageRow(**row) for row in (await connection.execute(spent)).mappings()]
-        return sorted(rows, key=lambda row: (row.team, row.task, row.model or ""))
+            for query in (spent, adjusted):
+                rows += [UsageRow(**row) for row in (await connection.execute(query)).mappings()]
+        return _merged(rows)
 
 
 def _spending() -> Select[Any]:
@@ -46,6 +53,25 @@ def _spending() -> Select[Any]:
         total(calls.cost_nano).label("cost_nano"),
         total(case((calls.settled, 0), else_=calls.cost_nano)).label("unsettled_nano"),
     )
+
+
+def _added(table: Table) -> Select[Any]:
+    """Charges that are no calls, per team, task and model."""
+    who = (table.c.payer_team.label("team"), table.c.task, table.c.model)
+    return select(*who, total(table.c.cost_nano).label("cost_nano")).group_by(table.c.payer_team, *who[1:])
+
+
+def _merged(rows: Sequence[UsageRow]) -> list[UsageRow]:
+    """One row per team, task and model, sorted."""
+    merged: dict[tuple[str, str, str], UsageRow] = {}
+    for row in rows:
+        key = (row.team, row.task, row.model or "")
+        merged[key] = _sum(merged[key], row) if key in merged else row
+    return [merged[key] for key in sorted(merged)]
+
+
+def _sum(a: UsageRow, b: UsageRow) -> UsageRow:
+    return structs.replace(a, **{name: getattr(a, name) + getattr(b, name) for name in _SUMS})
 
 
 def total(column: ColumnElement[int]) -> ColumnElement[int]:

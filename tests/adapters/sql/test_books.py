@@ -166,11 +166,14 @@ def test_focus_rows_have_the_mandatory_columns() -> None:
     """Names of FOCUS 1.2 (https://focus.finops.org/focus-specification/v1-2/), everything else begins with x_."""
     rows = [
         UsageDay(
-            day=date(2026, 10, 25), payer_team="p", caller_team="c", owner_team="o", task="t", kind=kind, model="m"
+            day=date(2026, 10, 25), payer_team="p", caller_team="c", owner_team="o", task="t", kind=kind, model="m",
+            corrects=corrects,
         )
-        for kind in ("adjustment", "invoke")
-    ]
-    correction, usage = focus_rows(rows, "EUR", ZONE)
+        for kind, corrects in (("adjustment", "2026-10-24"), ("adjustment", "2026-09-30"), ("invoke", ""))
+    ]  # fmt: skip
+    same_month, correction, usage = sorted(focus_rows(rows, "EUR", ZONE), key=lambda row: row["x_Kind"])
+    if same_month["ChargeClass"]:
+        same_month, correction = correction, same_month
     mandatory = {
         "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd",
         "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd",
@@ -182,4 +185,9 @@ def test_focus_rows_have_the_mandatory_columns() -> None:
     assert {column for column in usage if not column.startswith("x_")} == known
     assert (usage["ChargePeriodStart"], usage["ChargePeriodEnd"]) == ("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z")
     assert (correction["ChargeCategory"], correction["ChargeClass"]) == ("Adjustment", "Correction")
+    assert (correction["ChargePeriodStart"], correction["BillingPeriodStart"]) == (
+        "2026-09-29T22:00:00Z",
+        "2026-09-30T22:00:00Z",
+    )
+    assert (same_month["ChargeCategory"], same_month["ChargeClass"]) == ("Adjustment", None)
     assert (usage["ChargeCategory"], usage["ChargeClass"]) == ("Usage", None)
