@@ -80,6 +80,12 @@ class Stages:
             case ChainStage():
                 return self._chain_builder().build(stage, files, place)
 
+    def conversation(self, stage: ChainStage, model: LoadedModel) -> Runner:
+        """Build the stage of a model that is asked without a task."""
+        from gateway.adapters.conversation import build_conversation
+
+        return build_conversation(self._chain_builder(), stage, model)
+
     async def verify(self, model: LoadedModel) -> tuple[str, ...]:
         """What the model's servers serve other than the pinned model, in words."""
         return await self._chain_builder().verify(model)
@@ -247,7 +253,7 @@ class Process:
 
     async def _remember(self, registry: Registry) -> None:
         fingerprints = SqlFingerprints(self._database)
-        for name, task in registry.tasks.items():
+        for name, task in registry.every.items():
             await fingerprints.remember(task.fingerprint, name, task.config, self._clock.now())
 
     async def _rebuild_budgets(self, store: RedisStore) -> None:

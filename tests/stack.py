@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from msgspec import Struct
@@ -135,3 +136,12 @@ def llm_process(model: Path, log: Path, port: int | None = None) -> Iterator[tup
 def key_for(database: str, team: str = "shop", *scopes: str) -> str:
     """A new key, for use outside a running loop."""
     return asyncio.run(new_key(database, team, frozenset(scopes or ("invoke", "read"))))
+
+
+async def recorded(client: httpx.AsyncClient, task: str, run_id: str) -> dict[str, Any]:
+    """The metadata of a run, once it is in the ledger; each look is a request, so the gateway is the clock."""
+    for _ in range(1000):
+        response = await client.get(f"/tasks/{task}/runs/{run_id}")
+        if response.status_code == 200:
+            return dict(response.json()["metadata"])
+    raise AssertionError("the run was never recorded")

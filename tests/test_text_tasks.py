@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from stack import MIGRATIONS, MODELS, ROOT, gateway, make_home
+from stack import MIGRATIONS, MODELS, ROOT, gateway, make_home, recorded
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
@@ -30,15 +30,6 @@ async def client(tmp_path: Path, tiny_llm_folder: Path, valkey: str, llm_server:
     with gateway(home, database, valkey, llm_server) as up:
         async with up.client(key) as client:
             yield client
-
-
-async def recorded(client: httpx.AsyncClient, task: str, run_id: str) -> dict[str, Any]:
-    """The metadata of a run, once it is in the ledger; each look is a request, so the gateway is the clock."""
-    for _ in range(1000):
-        response = await client.get(f"/tasks/{task}/runs/{run_id}")
-        if response.status_code == 200:
-            return dict(response.json()["metadata"])
-    raise AssertionError("the run was never recorded")
 
 
 async def test_the_tasks_with_text_and_json(client: httpx.AsyncClient) -> None:

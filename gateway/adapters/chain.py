@@ -1,6 +1,5 @@
 """The one door to LangChain's chains: the chain stage, `prompt | model | parser`, built once and run per item."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from msgspec import Struct
 
 from gateway.adapters.calibration import UNCALIBRATED, Platt, label_logprobs, log_odds, softmax
 from gateway.adapters.label_ids import LabelIds
-from gateway.adapters.model_port import ASK, Ask, Listener, Reply, reply_of
+from gateway.adapters.model_port import Listener, Reply, asking, reply_of
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.meter import Meter
 from gateway.core.task import ChainStage
@@ -85,13 +84,8 @@ class ChainRunner:
         """Ask the model about an item. Raises StageFailed, BudgetExceeded and Unavailable."""
         if self._length(item) > self._stage.max_input_chars:
             return Finding(reason="input_too_long")
-        deadline = asyncio.get_running_loop().time() + self._stage.deadline_s
-        ask = Ask(meter, self._stage.timeout_s, deadline, self._stage.retries, self._listener(meter))
-        restore = ASK.set(ask)
-        try:
+        with asking(self._stage, meter, self._listener(meter)):
             return await self._chain.ainvoke(dict(item))
-        finally:
-            ASK.reset(restore)
 
     def _listener(self, meter: Meter) -> Listener | None:
         spoken, listener = self._spoken, meter.invocation.listener

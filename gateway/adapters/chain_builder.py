@@ -70,22 +70,27 @@ class ChainBuilder:
         declared = model.declared
         urls = tuple(_resolved(url, f"{model.name}.urls", problems) for url in declared.urls)
         key = _resolved(declared.key, f"{model.name}.key", problems) if declared.key else ""
-        # Prices are the meter's; they may change without a new set of connections.
-        known = (model.name, replace(declared, price=()), (*urls, key))
+        # Prices are the meter's, and callers the door's; they may change without a new set of connections.
+        known = (model.name, replace(declared, price=(), callers=()), (*urls, key))
         if known not in self._accesses:
             headers = {"authorization": f"Bearer {key}"} if key else {}
             self._accesses[known] = Access(Replicas(urls, declared.max_concurrency), headers)
         return self._accesses[known]
 
-    def token_file(self, model: LoadedModel) -> TokenFile | None:
-        """The pinned tokeniser, read once and again where it changed. Raises BadTokenizer."""
+    def token_file(self, model: LoadedModel, problems: list[Problem]) -> TokenFile | None:
+        """The pinned tokeniser, read once and again where it changed; adds a problem where it is none."""
         if model.declared.tokenizer is None:
             return None
         path = model.folder / model.declared.tokenizer
         # A reload may find another file under the name; one that is not there is TokenFile's to tell.
         state = (str(path), path.stat().st_mtime_ns if path.is_file() else 0)
-        if state not in self._token_files:
-            self._token_files[state] = TokenFile(str(path))
+        try:
+            if state not in self._token_files:
+                self._token_files[state] = TokenFile(str(path))
+        except BadTokenizer:
+            place, message = f"{model.name}.tokenizer", "there is no tokeniser in this file"
+            problems.append(Problem("models.toml", place, message, "the path is relative to the home folder"))
+            return None
         return self._token_files[state]
 
     async def _verify(self, model: Model, url: str, headers: Mapping[str, str]) -> str:
@@ -131,7 +136,7 @@ class _Building:
     def runner(self) -> Runner:
         """Raises InvalidConfig."""
         access = self._builder.access(self._model, self._problems)
-        tokens = self._token_file()
+        tokens = self._builder.token_file(self._model, self._problems)
         calibration = self._calibration()
         self._check_counts()
         ids = self._offline_ids(tokens) if self._stage.answer == "label" else None
@@ -189,14 +194,6 @@ class _Building:
         if self._declared.kind == "openai":
             return "".join(turn.content for turn in turns)
         return to_text(turns, self._declared.chat_format)
-
-    def _token_file(self) -> TokenFile | None:
-        try:
-            return self._builder.token_file(self._model)
-        except BadTokenizer:
-            place, message = f"{self._model.name}.tokenizer", "there is no tokeniser in this file"
-            self._problems.append(Problem("models.toml", place, message, "the path is relative to the home folder"))
-            return None
 
     def _calibration(self) -> Platt:
         if self._stage.calibration is None:

@@ -3,7 +3,9 @@
 Both doors (TGI's own API, OpenAI-compatible chat) speak these types, so that one contract suite covers them.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import ClassVar, Literal
 
@@ -13,6 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from msgspec import Struct
 
 from gateway.core.meter import Meter
+from gateway.core.task import ChainStage
 
 
 class Token(Struct, frozen=True):
@@ -101,6 +104,17 @@ class Ask(Struct, frozen=True):
 # LangChain gives a model neither the caller nor the clock. A context variable reaches it through any chain, also
 # through those that a team builds by hand.
 ASK: ContextVar[Ask] = ContextVar("ASK")
+
+
+@contextmanager
+def asking(stage: ChainStage, meter: Meter, listener: Listener | None = None) -> Iterator[None]:
+    """Within the block, model doors ask within the stage's bounds; its deadline counts from here."""
+    deadline = asyncio.get_running_loop().time() + stage.deadline_s
+    restore = ASK.set(Ask(meter, stage.timeout_s, deadline, stage.retries, listener))
+    try:
+        yield
+    finally:
+        ASK.reset(restore)
 
 
 def unobserved(config: RunnableConfig | None) -> bool:

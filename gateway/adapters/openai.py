@@ -94,7 +94,7 @@ class ChatServer(BaseChatModel):
     """An OpenAI-compatible server as a LangChain chat model: greedy, every request metered.
 
     `response_metadata` holds the `Reply`. Raises StageFailed. `top_logprobs` None asks for text only. A call may give
-    `json_schema`, a grammar for the answer, and `max_tokens` in place of the model's own.
+    `json_schema`, a grammar for the answer, `max_tokens` in place of the model's own, and what makes it sample.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -186,14 +186,18 @@ class ChatServer(BaseChatModel):
         stop: Sequence[str] | None,
         json_schema: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> dict[str, Any]:
         # A temperature that is left out samples.
         body: dict[str, Any] = {
             "model": self.model_name,
             "messages": [{"role": _ROLES[m.type], "content": m.content} for m in messages],
             "max_tokens": max_tokens or self.max_tokens,
-            "temperature": 0.0,
+            "temperature": temperature,
         }
+        body |= {name: value for name, value in (("top_p", top_p), ("seed", seed)) if value is not None}
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         if json_schema is not None:

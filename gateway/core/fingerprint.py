@@ -29,10 +29,13 @@ def fingerprint(task: Task, folder: Path, prompts: Mapping[str, Prompt], models:
         digest.update(f"\n{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}".encode())
     for stage in task.stage:
         if isinstance(stage, ChainStage):
-            model = models[stage.model]
-            identity = (model.kind, model.model_id, model.revision, model.adapter, model.chat_format)
-            digest.update(msgspec.json.encode((prompts[stage.prompt], identity)))
+            digest.update(msgspec.json.encode((prompts[stage.prompt], _identity(models[stage.model]))))
     return digest.hexdigest()[:16]
+
+
+def model_fingerprint(model: Model) -> str:
+    """16 hex digits over what shapes the answers of a model that is asked without a task."""
+    return hashlib.sha256(msgspec.json.encode((ENGINE_VERSION, _identity(model)))).hexdigest()[:16]
 
 
 def config_hash(task: Task, models: Mapping[str, Model]) -> str:
@@ -55,6 +58,10 @@ def files_of(stage: Stage) -> Iterator[tuple[str, str]]:
             yield "weights", stage.weights
         case ChainStage() if stage.calibration is not None:
             yield "calibration", stage.calibration
+
+
+def _identity(model: Model) -> tuple[str | None, ...]:
+    return (model.kind, model.model_id, model.revision, model.adapter, model.chat_format)
 
 
 def _shape(stage: Stage) -> dict[str, Any]:

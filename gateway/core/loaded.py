@@ -11,7 +11,7 @@ from gateway.core.meter import MeteredModel
 from gateway.core.prices import Tariff
 from gateway.core.prompts import Prompt
 from gateway.core.quotas import Limit
-from gateway.core.task import Example, Model, Stage, Task
+from gateway.core.task import ChainStage, Example, Model, Stage, Task
 
 
 class Validator(Protocol):
@@ -41,6 +41,9 @@ class Builder(Protocol):
 
     def stage(self, stage: Stage, files: StageFiles, place: str) -> Runner:
         """Build a stage; `place` is its path in task.toml, for problems."""
+
+    def conversation(self, stage: ChainStage, model: "LoadedModel") -> Runner:
+        """Build the one stage of a model that is asked without a task: its item is `direct.CONVERSATION`."""
 
 
 class LoadedModel(Struct, frozen=True):

@@ -46,7 +46,7 @@ class Pins:
 
 
 def used_models(registry: Registry) -> list[LoadedModel]:
-    """The models that any task's chain names."""
-    stages = (step.stage for task in registry.tasks.values() for step in task.steps)
+    """The models that any task's chain names, and those that are asked without one."""
+    stages = (step.stage for task in registry.every.values() for step in task.steps)
     names = {stage.model for stage in stages if isinstance(stage, ChainStage)}
     return [registry.models[name] for name in sorted(names)]

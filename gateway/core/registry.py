@@ -7,6 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from gateway.core.config import construct, read_toml
+from gateway.core.direct import direct_task
 from gateway.core.errors import UnknownTask
 from gateway.core.loaded import Builder, LoadedModel, LoadedTask, StageFiles, Validator
 from gateway.core.prices import Tariff
@@ -17,18 +18,28 @@ from gateway.core.task_folder import TaskFolder
 
 __all__ = ["Builder", "LoadedModel", "LoadedTask", "Registry", "StageFiles", "Validator", "load"]
 
+_CALLED = re.compile(r"^[a-z][a-z0-9_-]{0,49}$")
 _PROMPT_NAME = re.compile(r"^[a-z0-9_-]+/[a-z0-9_-]+\.v[1-9][0-9]*$")
 
 
 class Registry(Struct, frozen=True):
-    """All tasks and models of one moment. Replaced whole, never changed."""
+    """All tasks and models of one moment. Replaced whole, never changed.
+
+    `direct` are the models that some team may ask without a task, as tasks called `model:<name>`.
+    """
 
     tasks: Mapping[str, LoadedTask]
     models: Mapping[str, LoadedModel]
+    direct: Mapping[str, LoadedTask] = {}
+
+    @property
+    def every(self) -> Mapping[str, LoadedTask]:
+        """All that can be asked."""
+        return {**self.tasks, **self.direct}
 
     def task(self, name: str) -> LoadedTask:
         """Raises UnknownTask, with a near miss where there is one."""
-        if (found := self.tasks.get(name)) is None:
+        if (found := self.tasks.get(name) or self.direct.get(name)) is None:
             raise UnknownTask(f"There is no task `{name[:80]}`. {did_you_mean(name[:80], self.tasks)}".strip())
         return found
 
@@ -46,9 +57,26 @@ def load(home: Path, builder: Builder) -> Registry:
         loaded = TaskFolder(folder, prompts, models, builder, problems).load()
         if loaded is not None:
             tasks[folder.name] = loaded
+    direct = _load_direct(models, builder, problems)
     if problems:
         raise InvalidConfig(problems)
-    return Registry(tasks, models)
+    return Registry(tasks, models, direct)
+
+
+def _load_direct(
+    models: Mapping[str, LoadedModel], builder: Builder, problems: list[Problem]
+) -> Mapping[str, LoadedTask]:
+    direct = {}
+    for model in models.values():
+        if not model.declared.callers:
+            continue
+        try:
+            task = direct_task(model, builder)
+        except InvalidConfig as error:
+            problems.extend(error.problems)
+        else:
+            direct[task.name] = task
+    return direct
 
 
 def _load_models(home: Path, problems: list[Problem]) -> dict[str, LoadedModel]:
@@ -69,6 +97,9 @@ def _load_models(home: Path, problems: list[Problem]) -> dict[str, LoadedModel]:
 
 def _model_problems(name: str, model: Model) -> Iterator[Problem]:
     file = "models.toml"
+    if model.callers and not _CALLED.match(name):
+        message = "a model with callers is a name in the ledger: lower case letters, digits, - and _"
+        yield Problem(file, name, message, "it begins with a letter and has at most 50 characters")
     if not model.urls:
         yield Problem(file, f"{name}.urls", "a model needs at least one URL")
     for url in model.urls:

@@ -46,7 +46,7 @@ def describe(task: Task, folder: Path, prompts: Mapping[str, Prompt], models: Ma
     return {
         "declaration": msgspec.to_builtins(task),
         "prompts": {stage.prompt: prompts[stage.prompt]._asdict() for stage in chains},
-        "models": {stage.model: _identity(models[stage.model]) for stage in chains},
+        "models": {stage.model: identity(models[stage.model]) for stage in chains},
         "files": {name: _file(folder / name) for name in sorted(files_that_shape(task, folder))},
     }
 
@@ -56,7 +56,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], old_name: str, ne
     return "\n".join(difflib.unified_diff(_lines(old), _lines(new), old_name, new_name, n=2, lineterm=""))
 
 
-def _identity(model: Model) -> dict[str, Any]:
+def identity(model: Model) -> dict[str, Any]:
     """What of a model shapes answers; where it runs and what it costs do not."""
     return {
         "kind": model.kind,

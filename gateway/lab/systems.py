@@ -212,3 +212,6 @@ class OfflineBuilder:
 
             return build_cnn(stage, files, place)
         return Fixed(StageFailed("not_read"))
+
+    def conversation(self, stage: ChainStage, model: LoadedModel) -> Runner:
+        return Fixed(StageFailed("not_read"))

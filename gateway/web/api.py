@@ -11,6 +11,7 @@ from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.core.cache import canonical_json
+from gateway.core.direct import is_direct
 from gateway.core.errors import (
     BudgetExceeded,
     CascadeExhausted,
@@ -206,7 +207,8 @@ class Verbs:
             received_at=clock.now(),
             attribution=said,
             idempotency_key=wishes.idempotency_key,
-            no_cache=wishes.no_cache,
+            # What a model alone says may be sampled: it is nobody else's answer.
+            no_cache=wishes.no_cache or is_direct(task),
             no_store=wishes.no_store,
             trace_id=exchange.trace_id,
         )

@@ -10,11 +10,11 @@ import pytest
 from gateway.adapters.schema import Schema
 from gateway.core.cascade import Finding
 from gateway.core.errors import UnknownTask
-from gateway.core.loaded import StageFiles, Validator
+from gateway.core.loaded import LoadedModel, StageFiles, Validator
 from gateway.core.meter import Meter
 from gateway.core.problems import InvalidConfig
 from gateway.core.registry import Registry, load
-from gateway.core.task import Stage
+from gateway.core.task import ChainStage, Stage
 
 TASK = """
 owner = "trust"
@@ -82,6 +82,9 @@ class Plain:
         return Schema(document, file)
 
     def stage(self, stage: Stage, files: StageFiles, place: str) -> "Plain":
+        return self
+
+    def conversation(self, stage: ChainStage, model: LoadedModel) -> "Plain":
         return self
 
     async def run(self, item: Mapping[str, Any], meter: Meter) -> Finding:
