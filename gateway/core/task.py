@@ -140,7 +140,9 @@ class Price(Declared, frozen=True):
 
 
 class Model(Declared, frozen=True):
-    """One entry of `models.toml`. `key` is a reference (`env:NAME`, `file:/path`), never the secret itself."""
+    """One entry of `models.toml`. `key` is a reference (`env:NAME`, `file:/path`), never the secret itself; `callers`
+    are the teams that may ask the model without a task.
+    """
 
     kind: Literal["tgi", "openai"]
     urls: tuple[str, ...]
@@ -154,6 +156,7 @@ class Model(Declared, frozen=True):
     max_top_n_tokens: Annotated[int, Meta(ge=1)] = 5
     max_input_tokens: Annotated[int, Meta(gt=0)] = 4096
     max_concurrency: Annotated[int, Meta(gt=0)] = 64
+    callers: tuple[str, ...] = ()
 
 
 class Example(Declared, frozen=True):
