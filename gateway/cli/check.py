@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--promote", is_flag=True, help="Also refuse artifacts whose report misses the bars of [gate].")
 @click.option("--online", is_flag=True, help="Also ask the model servers what they serve, and run the examples.")
-def check(online: bool) -> None:
+def check(online: bool, promote: bool) -> None:
     """Read tasks, prompts and models as the gateway would. Every problem is reported; status 2 if there is any."""
     from gateway.app import load_registry
 
     settings = process_settings.read(os.environ)
+    registry = load_registry(settings)
+    if promote:
+        _refuse_missed_bars(registry, settings.home_path / "tasks")
     if not online:
-        Console().print(_offline(load_registry(settings)))
+        Console().print(_offline(registry))
         return
     from gateway.app import check_online
 
@@ -34,6 +39,15 @@ def check(online: bool) -> None:
         click.echo(difference, err=True)
     if checked.differences or not all(run.good for run in checked.examples.values()):
         sys.exit(2)
+
+
+def _refuse_missed_bars(registry: "Registry", tasks: Path) -> None:
+    from gateway.core.problems import InvalidConfig
+    from gateway.lab.gate import gate_problems
+
+    problems = [p for name, task in sorted(registry.tasks.items()) for p in gate_problems(task, tasks / name)]
+    if problems:
+        raise InvalidConfig(problems)
 
 
 def _offline(registry: "Registry") -> Table:

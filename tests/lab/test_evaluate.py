@@ -16,9 +16,7 @@ from gateway.core.inference import Intent
 from gateway.core.meter import Meter, Settlement
 from gateway.core.quotas import Charge
 from gateway.core.registry import load
-from gateway.core.task import Gate
 from gateway.lab.evaluate import evaluate
-from gateway.lab.gate import gate_problems
 from gateway.lab.predictions import read_predictions
 from gateway.lab.readings import read_all
 from gateway.lab.rows import LabError, Row, read_rows
@@ -80,21 +78,6 @@ def test_a_laxer_prefilter_routes_more(world: World, run: Path) -> None:
     assert high.cascade.routed.value >= low.cascade.routed.value
     assert high.recall_lower_bound >= 0.9
     assert (world.home / "tasks/small/task.toml").read_bytes() == before
-
-
-def test_the_gate_names_every_bar_that_is_missed(world: World, run: Path, tmp_path: Path) -> None:
-    """No report, a report of other artifacts, and a missed bar are each refused; a cleared bar is silent."""
-    task = load_task(world.home, "small").task
-    gated = msgspec.structs.replace(task, declared=msgspec.structs.replace(task.declared, gate=Gate(auc=0.99)))
-    assert gate_problems(task, tmp_path) == []
-    assert "no usable report" in gate_problems(gated, tmp_path)[0].message
-    missed = gate_problems(gated, run)
-    assert [p.path for p in missed] == ["gate.auc"]
-    assert "the bar is 0.99" in missed[0].message
-    low = msgspec.structs.replace(task, declared=msgspec.structs.replace(task.declared, gate=Gate(auc=0.01)))
-    assert gate_problems(low, run) == []
-    other = msgspec.structs.replace(low, fingerprint="another")
-    assert [p.path for p in gate_problems(other, run)] == ["about.task_fingerprint"]
 
 
 def test_a_torn_reading_is_read_again_and_gives_the_same_files(world: World, run: Path, tmp_path: Path) -> None:
