@@ -12,7 +12,7 @@ from gateway.core.task import CnnStage
 from gateway.lab import metrics
 from gateway.lab.metrics import PRODUCTION_PREVALENCE, Bools, Floats, Interval, Lift, Operating
 from gateway.lab.predictions import Prediction
-from gateway.lab.rows import CORPUS, MARKETPLACE_DEV
+from gateway.lab.rows import CORPUS, MARKETPLACE_DEV, SERVICE_SOURCES, UNTRAINED_SOURCES
 from gateway.lab.systems import Loaded
 
 SYSTEMS = ("previous", "prompted", "tuned", "cascade")
@@ -49,11 +49,15 @@ class System(Struct, frozen=True, kw_only=True):
 
 
 class Cascade(Struct, frozen=True, kw_only=True):
-    """What the stages do to the stream of messages. `at_production` re-weights rows to that prevalence."""
+    """What the stages do to the stream of messages. `at_production` re-weights rows to that prevalence.
+
+    `routed_of` is the share routed to the LLM of each source and label, and of all service talk.
+    """
 
     decided_by: dict[str, int]
     routed: Interval
     routed_at_production: float
+    routed_of: dict[str, Interval]
     prefilter_recall: Interval | None
     prefilter_recall_lower_bound: float | None
     recall_lost_to_prefilter: Interval | None
@@ -253,6 +257,7 @@ def cascade_facts(
         decided_by=dict(Counter(p.cascade.stage or "nobody" for p in predictions)),
         routed=_share(called),
         routed_at_production=share,
+        routed_of=_routed_of(predictions, called),
         prefilter_recall=metrics.proportion(kept, seen),
         prefilter_recall_lower_bound=metrics.lower_bound(kept, seen) if seen else None,
         recall_lost_to_prefilter=metrics.proportion(int((truth & cleared & llm).sum()), int(truth.sum())),
@@ -262,6 +267,15 @@ def cascade_facts(
         cost_nano_per_1000_at_production=round(1000 * float((weight * costs).sum() / len(truth))),
         policy_named_rightly=metrics.proportion(sum(named), len(named)),
     )
+
+
+def _routed_of(predictions: Sequence[Prediction], called: Bools) -> dict[str, Interval]:
+    members: dict[str, list[int]] = {}
+    for i, prediction in enumerate(predictions):
+        members.setdefault(f"{prediction.source}/{prediction.label}", []).append(i)
+        if prediction.source in (*SERVICE_SOURCES, *UNTRAINED_SOURCES):
+            members.setdefault("service talk", []).append(i)
+    return {name: _share(called[rows]) for name, rows in sorted(members.items())}
 
 
 def _costs(loaded: Loaded, predictions: Sequence[Prediction]) -> Floats:

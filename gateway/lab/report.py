@@ -103,6 +103,7 @@ def _cascade(found: Evaluation) -> Iterator[str]:
         ["policy named rightly, of violations found", c.policy_named_rightly],
         ["cost per 1,000 messages", from_nano(c.cost_nano_per_1000)],
         ["… at production prevalence", from_nano(c.cost_nano_per_1000_at_production)],
+        *([f"routed, of {name}", share] for name, share in c.routed_of.items()),
     ])  # fmt: skip
 
 

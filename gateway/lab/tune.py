@@ -120,17 +120,18 @@ def tune(
     tuned = causal_lm.add_lora(causal_lm.load_base(base, dtype), config.rank, config.alpha, config.from_layer)
     if start is not None:
         facts = {**facts, "started_from_sha256": causal_lm.copy_adapter(tuned, start, config.base_name)}
-    _train(config, tuned, examples, out, facts, validate)
-    metrics = dict(validate(tuned))
-    return export(tuned, out / "adapter", config, facts, metrics)
+    seconds = _train(config, tuned, examples, out, facts, validate)
+    return export(tuned, out / "adapter", config, facts, dict(validate(tuned)), seconds)
 
 
 def export(
-    tuned: Any, folder: Path, config: TuneConfig, facts: Mapping[str, Any], metrics: Mapping[str, float]
+    tuned: Any, folder: Path, config: TuneConfig, facts: Mapping[str, Any], metrics: Mapping[str, float], seconds: float
 ) -> Path:
-    """The adapter in peft's format with its `training.json`; the folder is complete or absent."""
+    """The adapter in peft's format with its `training.json`. `seconds` is what training took, stops not counted."""
     causal_lm.save_adapter(tuned, folder, config.base_name)
-    training = {"config": msgspec.to_builtins(config), "facts": facts, "validation": metrics}
+    training = {
+        "config": msgspec.to_builtins(config), "facts": facts, "validation": metrics, "seconds": round(seconds),
+    }  # fmt: skip
     (folder / "training.json").write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
     return folder
 
@@ -146,7 +147,7 @@ def export_checkpoint(base: Path, out: Path, folder: Path) -> Path:
     tuned = causal_lm.add_lora(causal_lm.load_base(base), config.rank, config.alpha, config.from_layer)
     MasterAdamW(_trainable(tuned), config.learning_rate, config.weight_decay).restore(state["optimizer"])
     facts = {**identity["facts"], "steps": state["step"], "steps_planned": identity["steps"]}
-    return export(tuned, folder, config, facts, state["validation"])
+    return export(tuned, folder, config, facts, state["validation"], state["seconds"])
 
 
 def loss_of(model: torch.nn.Module, prefix: Sequence[int], batch: Batch, detail_weight: float) -> torch.Tensor:
@@ -194,14 +195,16 @@ def learning_rate(config: TuneConfig, step: int, steps: int) -> float:
 
 def _train(
     config: TuneConfig, tuned: Any, examples: Sequence[Example], out: Path, facts: Mapping[str, Any], validate: Validate
-) -> None:
+) -> float:
+    """Returns the seconds that training took, in this run and in those that it goes on from."""
     prefix = common_prefix(examples)
     plan = [b for e in range(config.epochs) for b in batches(examples, len(prefix), config.max_tokens, config.seed + e)]
     rows_a_step = len(examples) * config.epochs / len(plan)
     optimizer = MasterAdamW(_trainable(tuned), config.learning_rate, config.weight_decay)
     identity = {"config": msgspec.to_builtins(config), "facts": dict(facts), "steps": len(plan)}
-    step, validation = _resume(out, optimizer, identity)
+    step, validation, seconds = _resume(out, optimizer, identity)
     saved = validated = time.monotonic()
+    began = saved - seconds
     mean = math.nan
     tuned.train()
     with _bar(len(plan)) as advance:
@@ -222,9 +225,10 @@ def _train(
                 validation = _validated(tuned, validate, out, step)
                 validated = time.monotonic()
             if now - saved >= config.checkpoint_every_s or step == len(plan):
-                _checkpoint(out, optimizer, identity, step, validation)
+                _checkpoint(out, optimizer, identity, step, validation, now - began)
                 saved = time.monotonic()
     tuned.eval()
+    return time.monotonic() - began
 
 
 def _validated(tuned: Any, validate: Validate, out: Path, step: int) -> dict[str, float]:
@@ -240,10 +244,18 @@ def _trainable(tuned: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def _checkpoint(
-    out: Path, optimizer: MasterAdamW, identity: Mapping[str, Any], step: int, validation: Mapping[str, float]
+    out: Path,
+    optimizer: MasterAdamW,
+    identity: Mapping[str, Any],
+    step: int,
+    validation: Mapping[str, float],
+    seconds: float,
 ) -> None:
     """Written beside and renamed: a stop while writing leaves the one before."""
-    state = {"identity": dict(identity), "step": step, "optimizer": optimizer.state(), "validation": dict(validation)}
+    state = {
+        "identity": dict(identity), "step": step, "optimizer": optimizer.state(), "validation": dict(validation),
+        "seconds": seconds,
+    }  # fmt: skip
     fresh = out / (CHECKPOINT + ".part")
     torch.save(state, fresh)
     os.replace(fresh, out / CHECKPOINT)
@@ -252,19 +264,20 @@ def _checkpoint(
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        return state
+        return {"seconds": 0.0, **state}
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
         raise LabError(f"{path}: not a checkpoint of this trainer: {e}") from e
 
 
-def _resume(out: Path, optimizer: MasterAdamW, identity: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+def _resume(out: Path, optimizer: MasterAdamW, identity: Mapping[str, Any]) -> tuple[int, dict[str, float], float]:
+    """Steps done, the last validation, and the seconds spent so far."""
     if not (out / CHECKPOINT).exists():
-        return 0, {}
+        return 0, {}, 0.0
     state = _read_checkpoint(out / CHECKPOINT)
     if state["identity"] != identity:
         raise LabError(f"{out / CHECKPOINT}: begun with another config or other data; use another run folder")
     optimizer.restore(state["optimizer"])
-    return int(state["step"]), dict(state["validation"])
+    return int(state["step"]), dict(state["validation"]), float(state["seconds"])
 
 
 def _log(out: Path, entry: Mapping[str, Any]) -> None:

@@ -69,6 +69,17 @@ def test_every_row_has_the_score_of_every_stage(run: Path) -> None:
     assert all("gift-card" in p.rules for p in predictions if p.cascade.stage == "rules")
 
 
+def test_what_is_routed_is_told_of_each_source(run: Path) -> None:
+    """Shares routed by source and label, and of all service talk, are those of the rows; the report shows them."""
+    predictions = read_predictions(run / "predictions.jsonl")
+    routed = json.loads((run / "metrics.json").read_text())["cascade"]["routed_of"]
+    assert set(routed) == {f"{p.source}/{p.label}" for p in predictions} | {"service talk"}
+    talk = [p.cascade.llm_called for p in predictions if p.source == "multidogo"]
+    assert routed["service talk"]["value"] == pytest.approx(sum(talk) / len(talk))
+    assert routed["service talk"] == routed["multidogo/clean"]
+    assert "routed, of convabuse/violation" in (run / "report.md").read_text()
+
+
 def test_a_laxer_prefilter_routes_more(world: World, run: Path) -> None:
     """A simulation at a higher recall routes at least as much, keeps what it promises, and changes no file."""
     before = (world.home / "tasks/small/task.toml").read_bytes()

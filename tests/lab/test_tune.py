@@ -122,7 +122,8 @@ def test_tuning_learns_and_repeats_itself(tiny_base: Path, examples: list[Exampl
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tiny_base: Path, examples: list[Example], tmp_path: Path) -> None:
-    """Stopped after a checkpoint and started again, a run ends with the weights of one that never stopped."""
+    """Stopped after a checkpoint and started again, a run ends with the weights of one that never stopped, and counts
+    the seconds of both parts."""
     config = msgspec.structs.replace(CONFIG, epochs=3, checkpoint_every_s=0, validate_every_s=0)
     whole = tune(config, tiny_base, examples, tmp_path / "whole", FACTS, no_validation)
     calls = 0
@@ -137,9 +138,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_base: Path, examples: li
     with pytest.raises(Stopped):
         tune(config, tiny_base, examples, tmp_path / "stopped", FACTS, stop)
     assert (tmp_path / "stopped" / CHECKPOINT).exists()
+    state = torch.load(tmp_path / "stopped" / CHECKPOINT, weights_only=True)
+    assert 0 < state["seconds"] < 600
+    torch.save(state | {"seconds": 1000.0}, tmp_path / "stopped" / CHECKPOINT)
     rest = tune(config, tiny_base, examples, tmp_path / "stopped", FACTS, no_validation)
     weights = "adapter_model.safetensors"
     assert (rest / weights).read_bytes() == (whole / weights).read_bytes()
+    assert json.loads((rest / "training.json").read_text())["seconds"] >= 1000
 
 
 def test_other_data_do_not_resume(tiny_base: Path, examples: list[Example], tmp_path: Path) -> None:
