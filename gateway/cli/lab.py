@@ -100,22 +100,32 @@ def pack_suite(source: Path, out: Path) -> None:
 
 
 @_command(
-    lab, _sources, _corpus, _base, _out, _cnn_rate, _cnn_batch, _threads, _seed,
+    lab, _task, _sources, _corpus, _base, _readings, _out, _cnn_rate, _cnn_batch, _threads, _seed,
     click.option("--epochs", type=int, default=6, show_default=True),
+    click.option("--teacher", type=_PATH, help="Adapter of a tuned LLM to distil from; it reads rows into --readings."),
+    click.option("--teacher-weight", type=_SHARE, default=0.5, show_default=True, help="The LLM's share in a target."),
+    click.option("--teacher-rows", type=int, default=20_000, show_default=True, help="Most rows that the LLM reads."),
 )  # fmt: skip
 def train_cnn(
-    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, learning_rate: float, batch: int,
-    threads: int, seed: int, epochs: int,
+    task: str, sources: Path | None, corpus: Path | None, base: Path | None, readings: Path, out: Path,
+    learning_rate: float, batch: int, threads: int, seed: int, epochs: int, teacher: Path | None,
+    teacher_weight: float, teacher_rows: int,
 ) -> None:  # fmt: skip
     """Train the prefilter. Without --base, words start from random vectors."""
+    from gateway.lab.distill import LlmTeacher
+    from gateway.lab.systems import load_task
     from gateway.lab.train_cnn import CnnConfig
     from gateway.lab.train_cnn import train_cnn as run
 
     config = CnnConfig(
-        sources=_text(_sources_or_none(sources)), corpus=str(_corpus_at(TASK, corpus)), out=str(out), base=_text(base),
+        sources=_text(_sources_or_none(sources)), corpus=str(_corpus_at(task, corpus)), out=str(out), base=_text(base),
         epochs=epochs, threads=threads, seed=seed, learning_rate=learning_rate, batch=batch,
     )  # fmt: skip
-    click.echo(run(config))
+    taught = None if teacher is None else LlmTeacher(
+        asked=load_task(_settings().home_path, task).asked(_base_at(base), teacher), readings=readings,
+        weight=teacher_weight, rows=teacher_rows, threads=threads,
+    )  # fmt: skip
+    click.echo(run(config, taught))
 
 
 @_command(

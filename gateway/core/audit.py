@@ -6,7 +6,20 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-ActName = Literal["key_created", "key_rotated", "key_revoked", "team_created", "team_limited", "price_corrected"]
+ActName = Literal[
+    "key_created",
+    "key_rotated",
+    "key_revoked",
+    "team_created",
+    "team_limited",
+    "price_corrected",
+    "review_read",
+    "reviews_exported",
+    "webhook_set",
+    "webhook_removed",
+    "webhooks_replayed",
+    "subject_erased",
+]
 
 
 class Actor(Struct, frozen=True):

@@ -17,6 +17,7 @@ from gateway.core import cascade
 from gateway.core.cache import Kept, cache_key, pack, unpack
 from gateway.core.clock import Clock
 from gateway.core.errors import BudgetExceeded, CascadeExhausted, GatewayError, Overloaded, Unavailable
+from gateway.core.holds import hold_of
 from gateway.core.idempotency import Claims, replay
 from gateway.core.inference import Answer, Inference, Invocation, RateHeader
 from gateway.core.meter import Intents, Meter, Reservations, Settlement
@@ -133,7 +134,7 @@ class Engine:
                 inference = Inference(invocation=invocation, decision=kept.decision, cache="hit")
             else:
                 inference, settlements = await self._run(task, invocation, key)
-            inference = self._completed(inference, start_s)
+            inference = self._completed(task, inference, start_s)
             await self._ledger.record(inference)
             keep = self._keep(task, inference, key)
         finally:
@@ -170,13 +171,14 @@ class Engine:
         outcome = await cascade.run(task.declared, task.steps, invocation.input, meter, self._clock)
         return outcome, meter
 
-    def _completed(self, inference: Inference, start_s: float) -> Inference:
+    def _completed(self, task: LoadedTask, inference: Inference, start_s: float) -> Inference:
         """With its duration, and with a review where the item is held: a hold that was kept holds this item too."""
-        held = inference.decision.action == "review" and inference.invocation.kind == "invoke"
-        review_id = self._clock.new_id() if held else None
         upstream_ms = sum(call.duration_ms for attempt in inference.attempts for call in attempt.calls)
-        duration_ms = self._clock.since_ms(start_s)
-        return structs.replace(inference, duration_ms=duration_ms, upstream_ms=upstream_ms, review_id=review_id)
+        inference = structs.replace(inference, duration_ms=self._clock.since_ms(start_s), upstream_ms=upstream_ms)
+        if inference.decision.action != "review" or inference.invocation.kind != "invoke":
+            return inference
+        hold = hold_of(inference.decision, task.declared.review, inference.invocation.received_at)
+        return structs.replace(inference, review_id=self._clock.new_id(), hold=hold)
 
     def _keep(self, task: LoadedTask, inference: Inference, key: str) -> tuple[str, bytes, int] | None:
         cache = task.declared.cache

@@ -147,6 +147,13 @@ class Decision(Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class Hold(Struct, frozen=True):
+    """Until when a person should have decided on a held item, and what a clock does then; None: no clock does."""
+
+    due_at: datetime
+    on_expiry: Literal["deliver", "block", "escalate"] | None = None
+
+
 class Inference(Struct, frozen=True, kw_only=True):
     """The whole story of one request: what was asked, the attempts, the decision. The unit that the ledger records."""
 
@@ -157,6 +164,7 @@ class Inference(Struct, frozen=True, kw_only=True):
     duration_ms: float = 0.0
     upstream_ms: float = 0.0
     review_id: str | None = None
+    hold: Hold | None = None
 
     @property
     def id(self) -> str:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from gateway.core.audit import TERMINAL, Actor
 from gateway.core.inference import Caller
 
-KeyScope = Literal["invoke", "read", "review", "finance", "admin"]
+KeyScope = Literal["invoke", "read", "review", "lead", "finance", "admin"]
 SCOPES: tuple[str, ...] = get_args(KeyScope)
 
 _KEY = re.compile(r"gk_([a-z0-9]{16})_([A-Za-z0-9_-]{43})")

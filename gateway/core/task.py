@@ -96,11 +96,18 @@ class Audit(Declared, frozen=True):
 
 
 class Review(Declared, frozen=True):
-    """How held items are put to people."""
+    """How held items are put to people.
+
+    `second` is the share of decisions that another reviewer makes again without seeing the first; blocks of at least
+    `second_severity` are always made again. `gold` is the share of turns in which a reviewer gets a known item.
+    """
 
     sample: Probability = 0.0
     sla_minutes: Annotated[int, Meta(gt=0)] = 60
     on_expiry: Literal["block", "deliver", "escalate"] = "escalate"
+    second: Probability = 0.0
+    second_severity: Annotated[int, Meta(ge=1, le=3)] | None = None
+    gold: Probability = 0.0
 
 
 class Gate(Declared, frozen=True):

@@ -3,11 +3,10 @@
 import copy
 import json
 import math
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -16,21 +15,16 @@ from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from gateway.adapters.prefilter.network import Dropout, Network, Shape
-from gateway.adapters.prefilter.reading import Alphabet, Batch, Reader, Reading, collate, packed, words_of
+from gateway.adapters.prefilter.reading import Alphabet, Batch, Reader, collate, packed
 from gateway.adapters.prefilter.weights import Calibration, save_prefilter
 from gateway.lab.calibrate import fit_platt
+from gateway.lab.cnn_batches import POLICIES, POSITIVE, WINDOW, Changer, batches
 from gateway.lab.cnn_mix import CnnMixConfig, Pools, draw_epoch, is_own, read_pools, shares
-from gateway.lab.lexicon import choose_words, first_table, nearest
+from gateway.lab.lexicon import choose_words, first_table
 from gateway.lab.rows import SERVICE_SOURCES, LabError, Row, rows_hash
 from gateway.lab.run_folder import run_folder
 
-POLICIES = ("abuse", "sexual", "spam_scam", "off_platform", "partnership", "job_seeking")
-POSITIVE = "violation"
 WEIGHTS = "prefilter.safetensors"
-_WINDOW = 4096
-"""Rows whose lengths are sorted together: batches hold messages of like length, their order stays random."""
-
-_KIN = 4
 _SCORED = 64
 _TOP = 1e9
 """Stands for the score of a text that was not read: it is passed on, whatever the threshold."""
@@ -66,7 +60,19 @@ class CnnConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     mix: CnnMixConfig = CnnMixConfig()
 
 
-def train_cnn(config: CnnConfig) -> Path:
+class Teacher(Protocol):
+    """A better model, whose opinion of a row is learnt in place of the bare label."""
+
+    def targets(self, rows: Sequence[Row]) -> Mapping[str, float]:
+        """In [0, 1] by id, of as many of the rows as it has an opinion of."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What to record of it."""
+        ...
+
+
+def train_cnn(config: CnnConfig, teacher: Teacher | None = None) -> Path:
     """Train, calibrate and save; returns the run folder. The same files, configuration and threads give the same run.
 
     Raises LabError where the data cannot be used. An existing run folder is replaced only by a finished run.
@@ -76,7 +82,8 @@ def train_cnn(config: CnnConfig) -> Path:
     pools = read_pools(_path(config.sources), Path(config.corpus), config.mix)
     _refuse_one_sided(pools)
     network, reader, aid = _fresh(config, pools)
-    history = _fit(config, pools, network, reader, aid)
+    taught = {} if teacher is None else teacher.targets([row for rows in pools.train.values() for row in rows])
+    history = _fit(config, pools, network, reader, aid, taught)
     calibration = _calibrate(config, pools, network, reader)
     facts: dict[str, Any] = {
         "config": msgspec.to_builtins(config),
@@ -85,9 +92,10 @@ def train_cnn(config: CnnConfig) -> Path:
         "platt_rows": shares(pools.platt),
         "platt_sha256": rows_hash(pools.platt),
         "absent_sources": list(pools.absent),
+        "teacher": None if teacher is None else {**teacher.facts(), "rows": len(taught)},
     }
     watched = watch(pools.watched, logits(network, reader, [r.text for r in pools.watched]))
-    training = {key: facts[key] for key in ("data_sha256", "rows", "platt_sha256", "absent_sources")} | {
+    training = {key: facts[key] for key in ("data_sha256", "rows", "platt_sha256", "absent_sources", "teacher")} | {
         "seed": config.seed
     }
     metrics = facts | {"epochs": history, "watched": watched, "seconds": round(time.monotonic() - start_s)}
@@ -151,7 +159,9 @@ def _fresh(config: CnnConfig, pools: Pools) -> tuple[Network, Reader, nn.Linear]
     return network, reader, aid
 
 
-def _fit(config: CnnConfig, pools: Pools, network: Network, reader: Reader, aid: nn.Linear) -> list[dict[str, float]]:
+def _fit(
+    config: CnnConfig, pools: Pools, network: Network, reader: Reader, aid: nn.Linear, taught: Mapping[str, float]
+) -> list[dict[str, float]]:
     """Train for all epochs, leaving the network with its weights averaged over the last steps.
 
     Returns the mean loss and the watched rows' numbers of each epoch.
@@ -161,15 +171,17 @@ def _fit(config: CnnConfig, pools: Pools, network: Network, reader: Reader, aid:
     with Progress() as progress:
         bar = progress.add_task("training the prefilter")
         drawn = len(draw_epoch(pools, config.mix, 0))
-        per_epoch = math.ceil(drawn / config.batch) + math.ceil(drawn / _WINDOW)  # a window's last batch may be short
+        per_epoch = math.ceil(drawn / config.batch) + math.ceil(drawn / WINDOW)  # a window's last batch may be short
         optimizer, schedule = _optimizer(config, network, aid, per_epoch * config.epochs)
-        changer = _Changer(config, reader, network.table.weight.detach())
+        kindred = config.kindred_words if config.base else 0.0
+        changer = Changer(reader, network.table.weight.detach(), config.spelled_words, kindred)
         average = _Average(network, config.averaging)
         progress.update(bar, total=per_epoch * config.epochs)
         for epoch in range(config.epochs):
             network.train()
             losses = []
-            for batch, target, policy in _batches(config, draw_epoch(pools, config.mix, epoch), changer, epoch):
+            drawn_rows = draw_epoch(pools, config.mix, epoch)
+            for batch, target, policy in batches(drawn_rows, changer, config.batch, config.seed + epoch, taught):
                 loss = _loss(config, network, aid, batch, target, policy)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
@@ -225,49 +237,6 @@ def _loss(config: CnnConfig, network: Network, aid: nn.Linear, batch: Batch, tar
     if bool((policy >= 0).any()):
         loss = loss + config.policy_weight * nn.functional.cross_entropy(aid(features), policy, ignore_index=-1)
     return loss
-
-
-def _batches(
-    config: CnnConfig, rows: Sequence[Row], changer: "_Changer", epoch: int
-) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-    """Batches with their targets (1.0 for a violation) and the policy's number, -1 where there is none."""
-    rng = random.Random(config.seed + epoch)
-    for start in range(0, len(rows), _WINDOW):
-        read = [(changer.read(r.text, rng), r) for r in rows[start : start + _WINDOW]]
-        window = sorted(((x, r) for x, r in read if x is not None), key=lambda pair: len(pair[0].bytes))
-        parts = [window[i : i + config.batch] for i in range(0, len(window), config.batch)]
-        rng.shuffle(parts)
-        for part in parts:
-            target = torch.tensor([float(r.label == POSITIVE) for _, r in part])
-            policy = torch.tensor([POLICIES.index(r.policy) if r.policy in POLICIES else -1 for _, r in part])
-            yield collate([x for x, _ in part]), target, policy
-
-
-class _Changer:
-    """Reads a message with some words changed, so that the network does not hang on single words."""
-
-    def __init__(self, config: CnnConfig, reader: Reader, table: Tensor) -> None:
-        self._reader = reader
-        self._spelled, self._kindred = config.spelled_words, config.kindred_words if config.base else 0.0
-        words = len(reader.alphabet.words)
-        self._kin: list[list[int]] = nearest(table, words, _KIN).tolist() if self._kindred else []
-
-    def read(self, text: str, rng: random.Random) -> Reading | None:
-        """None for a text that is too long."""
-        reading = self._reader.read(text)
-        if reading is None:
-            return None
-        pairs = zip(words_of(text), reading.words, strict=True)
-        return reading._replace(words=[self._changed(word, rows, rng) for word, rows in pairs])
-
-    def _changed(self, word: str, rows: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
-        """Some words by their letter groups although the lexicon has them, some as a word of like meaning."""
-        chance = rng.random()
-        if chance < self._spelled:
-            return self._reader.groups_of(word)
-        if chance < self._spelled + self._kindred and rows[0] < len(self._kin) and word.isalpha():
-            return (rng.choice(self._kin[rows[0]]),)
-        return rows
 
 
 def _calibrate(config: CnnConfig, pools: Pools, network: Network, reader: Reader) -> Calibration:

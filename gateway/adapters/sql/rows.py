@@ -4,7 +4,6 @@ Plain tuples: this runs for every inference, and the writers hand them to the dr
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,15 +13,15 @@ from msgspec import Struct, field
 
 from gateway.adapters.sql import tables
 from gateway.core import idempotency
-from gateway.core.inference import Attempt, Decision, Inference, Intent, ModelCall
+from gateway.core.holds import item_of, policies_of
+from gateway.core.inference import Attempt, Inference, Intent, ModelCall
+from gateway.core.reviews import Item
 
 # How long the same Idempotency-Key is known to name this run.
 IDEMPOTENCY_TTL = timedelta(hours=24)
 
 # How a driver wants a point in time.
 ToInstant = Callable[[datetime], Any]
-
-_POLICY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
 class Rows(Struct):
@@ -33,6 +32,7 @@ class Rows(Struct):
     inference: list[tuple[Any, ...]] = field(default_factory=list)
     attempt: list[tuple[Any, ...]] = field(default_factory=list)
     model_call: list[tuple[Any, ...]] = field(default_factory=list)
+    review_item: list[tuple[Any, ...]] = field(default_factory=list)
     review: list[tuple[Any, ...]] = field(default_factory=list)
     review_text: list[tuple[Any, ...]] = field(default_factory=list)
     idempotency: list[tuple[Any, ...]] = field(default_factory=list)
@@ -51,6 +51,8 @@ def rows_of(items: Iterable[Intent | Inference], instant: ToInstant) -> Rows:
             rows.intent.append(_intent(item, instant))
         else:
             _add_inference(rows, item, instant)
+    # Batches that lock the same items lock them in the same order.
+    rows.review_item.sort(key=_join_key)
     return rows
 
 
@@ -65,7 +67,9 @@ def _add_inference(rows: Rows, inference: Inference, instant: ToInstant) -> None
             rows.model_call.append(_model_call(inference, attempt, call, instant))
             rows.settled.append(call.id)
     if inference.review_id is not None and inference.decision.action == "review" and asked.kind == "invoke":
-        rows.review.append(_review(inference, inference.review_id, input_hash, received_at))
+        item = item_of(inference, inference.review_id)
+        rows.review_item.append(item_row(item, instant))
+        rows.review.append(_review(inference, item, input_hash, instant))
         text = asked.canonical.decode()
         rows.review_text.append((inference.review_id, asked.attribution.subject_id, text, received_at, None))
     if asked.idempotency_key is not None and inference.decision.status != "failed":
@@ -79,7 +83,7 @@ def _inference(inference: Inference, input_hash: bytes, received_at: Any) -> tup
         inference.usage,
         inference.invocation.attribution,
     )
-    policies, severity = _policies(decision)
+    policies, severity = policies_of(decision)
     return (
         asked.id,
         asked.kind,
@@ -185,11 +189,11 @@ def _intent(intent: Intent, instant: ToInstant) -> tuple[Any, ...]:
     )
 
 
-def _review(inference: Inference, review_id: str, input_hash: bytes, received_at: Any) -> tuple[Any, ...]:
+def _review(inference: Inference, item: Item, input_hash: bytes, instant: ToInstant) -> tuple[Any, ...]:
+    """The last column is the key of the item that it joins: the statement finds the item's id."""
     asked, decision = inference.invocation, inference.decision
-    policies, severity = _policies(decision)
     return (
-        review_id,
+        item.id,
         asked.id,
         asked.task,
         asked.fingerprint,
@@ -200,14 +204,27 @@ def _review(inference: Inference, review_id: str, input_hash: bytes, received_at
         asked.attribution.subject_id,
         decision.status,
         decision.label,
-        to_json(policies),
-        severity,
+        to_json(item.policies),
+        item.severity,
         decision.score,
         decision.stage,
         decision.reason,
-        received_at,
-        None,
+        instant(asked.received_at),
+        instant(item.due_at),
+        item.join_key,
     )
+
+
+def item_row(item: Item, instant: ToInstant) -> tuple[Any, ...]:
+    """A question that nobody has judged yet."""
+    changed = {"policies": to_json(item.policies), "barred": " ".join(item.barred)}
+    values = (changed.get(name, getattr(item, name)) for name in COLUMNS["review_item"])
+    return tuple(instant(value) if isinstance(value, datetime) else value for value in values)
+
+
+def _join_key(row: tuple[Any, ...]) -> bytes:
+    key: bytes = row[COLUMNS["review_item"].index("join_key")]
+    return key
 
 
 def _idempotency(inference: Inference, key: str, input_hash: bytes, instant: ToInstant) -> tuple[Any, ...]:
@@ -227,16 +244,3 @@ def _idempotency(inference: Inference, key: str, input_hash: bytes, instant: ToI
 def to_json(words: tuple[str, ...]) -> str | None:
     """A JSON array, or NULL for an empty one: most rows have none."""
     return msgspec.json.encode(words).decode() if words else None
-
-
-def _policies(decision: Decision) -> tuple[tuple[str, ...], int | None]:
-    """Policies and severity of an output that has both. Only what can be a policy's name is kept: outputs of other
-    tasks may hold text, and text is kept nowhere here.
-    """
-    output = decision.output or {}
-    severity = output.get("severity")
-    if not isinstance(severity, int) or isinstance(severity, bool) or not 0 <= severity <= 3:
-        return (), None
-    policies = output.get("policies")
-    names = policies if isinstance(policies, list | tuple) else ()
-    return tuple(name for name in names if isinstance(name, str) and _POLICY.fullmatch(name)), severity

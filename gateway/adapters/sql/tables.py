@@ -241,8 +241,53 @@ review = Table(
     Column("reason", Text),
     Column("created_at", Instant, nullable=False),
     Column("due_at", Instant),
+    Column("item_id", Id),
     Index("ix_review_task_caller_team_input_hash", "task", "caller_team", "input_hash"),
-    _where_given("review", "subject_id"),
+    *(_where_given("review", column) for column in ("subject_id", "item_id")),
+)
+
+# The sum of a question's events, as core's Item has it: the queue is read from here, and every change of a row is
+# written with the event that says so. `join_key` is set while runs with the same input join the question.
+review_item = Table(
+    "review_item",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("root_id", Id, nullable=False, index=True),
+    Column("task", String(63), nullable=False),
+    Column("caller_team", String(63), nullable=False),
+    Column("owner_team", String(63), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("join_key", LargeBinary),
+    Column("near", BigInteger),
+    Column("state", String(16), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("runs", Integer, nullable=False),
+    Column("severity", SmallInteger),
+    Column("score", Double),
+    Column("policies", Json),
+    Column("stage", String(63)),
+    Column("recommended", String(16)),
+    Column("created_at", Instant, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Column("on_expiry", String(16)),
+    Column("rank_at", Instant, nullable=False),
+    Column("lease_token", String(43)),
+    Column("lease_key", String(36)),
+    Column("lease_until", Instant),
+    Column("skips", Integer, nullable=False),
+    Column("barred", Text, nullable=False),
+    Column("decision", Json),
+    Column("outcome", String(16)),
+    Column("decided_at", Instant),
+    Column("undo_until", Instant),
+    Column("closed_at", Instant),
+    Column("escalated", Boolean, nullable=False),
+    Column("appealed", Boolean, nullable=False),
+    Column("gold", Boolean, nullable=False),
+    Index("uq_review_item_join_key", "join_key", unique=True),
+    Index("ix_review_item_owner_team_state_rank_at", "owner_team", "state", "rank_at"),
+    Index("ix_review_item_state_due_at", "state", "due_at"),
 )
 
 review_text = Table(
@@ -353,4 +398,31 @@ price_adjustment = Table(
         *("corrects", "model", "payer_team", "caller_team", "owner_team", "task", "position"),
         unique=True,
     ),
+)
+
+# Where a team hears of outcomes. `secret` is a reference (`env:`, `file:`) or the secret itself.
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("team", String(63), ForeignKey("team.name"), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+
+# The outbox: written in the transaction of the outcome that it tells of.
+webhook_message = Table(
+    "webhook_message",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("team", String(63), nullable=False),
+    Column("review_id", Id, nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Column("error", Text),
+    Column("created_at", Instant, nullable=False),
+    Column("delivered_at", Instant),
+    Index("ix_webhook_message_status_due_at", "status", "due_at"),
 )

@@ -27,8 +27,13 @@ from gateway.adapters.sql.tables import LEDGER
 from gateway.adapters.sql.types import to_microseconds
 from gateway.core.inference import Inference, Intent
 
-# A review is shared by the runs that join it. A key is the claimant's, and may be used anew once it has expired.
+# An item is shared by the runs that join it while it waits; what an error held among them no clock delivers. A key is
+# the claimant's, and may be used anew once it has expired.
 _IF_NEW = {
+    "review_item": (
+        "ON CONFLICT (join_key) DO UPDATE SET runs = review_item.runs + 1, on_expiry = "
+        "CASE WHEN review_item.on_expiry = 'deliver' THEN excluded.on_expiry ELSE review_item.on_expiry END"
+    ),
     "review": "ON CONFLICT (id) DO NOTHING",
     "review_text": "ON CONFLICT (review_id) DO NOTHING",
     "idempotency": (
@@ -38,6 +43,9 @@ _IF_NEW = {
         "WHERE idempotency.inference_id = excluded.inference_id OR idempotency.expires_at <= excluded.created_at"
     ),
 }
+
+# Columns whose value the statement finds by what the row has there.
+_FOUND = {("review", "item_id"): "(SELECT id FROM review_item WHERE join_key = {})"}
 
 # What a value that no column can hold raises before it reaches the server.
 _BROKEN_VALUES = (ValueError, TypeError, AttributeError, OverflowError)
@@ -204,8 +212,11 @@ def _sqlite_statements(rows: Rows) -> Iterator[tuple[str, list[tuple[Any, ...]]]
 
 
 def _insert(table: str, placeholders: Iterable[str]) -> str:
+    values = [
+        _FOUND.get((table, name), "{}").format(each) for name, each in zip(COLUMNS[table], placeholders, strict=True)
+    ]
     columns = ", ".join(COLUMNS[table])
-    return f"INSERT INTO {table} ({columns}) VALUES ({', '.join(placeholders)}) {_IF_NEW.get(table, '')}"
+    return f"INSERT INTO {table} ({columns}) VALUES ({', '.join(values)}) {_IF_NEW.get(table, '')}"
 
 
 def _as_is(at: datetime) -> datetime:
