@@ -23,6 +23,7 @@ from gateway.core.inference import Answer, Inference, Invocation, RateHeader
 from gateway.core.meter import Intents, Meter, Reservations, Settlement
 from gateway.core.quotas import Charge, Limit, at_the_door
 from gateway.core.registry import LoadedTask
+from gateway.core.telemetry import CURRENT, Nobody, Observer, Stopwatch
 
 log = structlog.get_logger()
 
@@ -77,9 +78,11 @@ class Engine:
         permits: int,
         team_limits: Callable[[str], Sequence[Limit]] = lambda _: (),
         claims: Claims | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._store, self._ledger, self._clock, self._zone = store, ledger, clock, zone
         self._team_limits, self._claims = team_limits, claims
+        self._observer = observer or Nobody()
         self._free = permits
         self._flights: dict[str, asyncio.Task[tuple[cascade.Outcome, Meter]]] = {}
         self._running: set[asyncio.Task[Answer]] = set()
@@ -91,9 +94,11 @@ class Engine:
         nobody could answer and the task has no action for that.
         """
         if self._free <= 0:
-            raise Overloaded("The gateway is at its limit of concurrent requests.", retry_after_s=1)
+            overloaded = Overloaded("The gateway is at its limit of concurrent requests.", retry_after_s=1)
+            self._observer.refused(task, invocation, overloaded)
+            raise overloaded
         self._free -= 1
-        running = asyncio.create_task(self._answer_once(task, invocation))
+        running = asyncio.create_task(self._observed(task, invocation))
         self._running.add(running)
         running.add_done_callback(self._done)
         answer = await asyncio.shield(running)
@@ -104,6 +109,22 @@ class Engine:
         """Wait for everything that is under way."""
         while self._running:
             await asyncio.wait(self._running)
+
+    @property
+    def in_flight(self) -> int:
+        """Invocations that are being answered."""
+        return len(self._running)
+
+    async def _observed(self, task: LoadedTask, invocation: Invocation) -> Answer:
+        """Answer, in a task of its own, and tell the observer how it went."""
+        CURRENT.set(invocation)
+        try:
+            answer = await self._answer_once(task, invocation)
+        except BaseException as error:
+            self._observer.refused(task, invocation, error)
+            raise
+        self._observer.answered(task, answer)
+        return answer
 
     async def _answer_once(self, task: LoadedTask, invocation: Invocation) -> Answer:
         """Answer, or repeat what was answered under the same Idempotency-Key. Raises Conflict too."""
@@ -121,12 +142,13 @@ class Engine:
         return answer
 
     async def _answer(self, task: LoadedTask, invocation: Invocation) -> Answer:
-        start_s = self._clock.monotonic_s()
+        start_s, watch = self._clock.monotonic_s(), Stopwatch(self._clock)
         limits = self._limits(task, invocation)
         charges = at_the_door(limits, task.name, invocation.caller, invocation.received_at, self._zone)
         key = cache_key(invocation, task.declared.cache)
         reading = task.declared.cache is not None and not invocation.no_cache
         admission = await self._admit(invocation, charges, key if reading else None)
+        watch.lap("admit and cache")
         settlements: Sequence[Settlement] = ()
         keep: tuple[str, bytes, int] | None = None
         try:
@@ -135,11 +157,14 @@ class Engine:
             else:
                 inference, settlements = await self._run(task, invocation, key)
             inference = self._completed(task, inference, start_s)
+            watch.lap("cascade")
             await self._ledger.record(inference)
+            watch.lap("record")
             keep = self._keep(task, inference, key)
         finally:
             await self._finish(invocation, charges, settlements, keep)
-        return Answer(inference, admission.rates, degraded=admission.degraded)
+        watch.lap("keep")
+        return Answer(inference, admission.rates, degraded=admission.degraded, laps=tuple(watch.laps))
 
     def _limits(self, task: LoadedTask, invocation: Invocation) -> Sequence[Limit]:
         return (*task.limits, *self._team_limits(invocation.caller.team))

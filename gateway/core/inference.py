@@ -6,7 +6,7 @@ deployment's one currency is).
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
 
@@ -49,6 +49,17 @@ class Attribution(Struct, frozen=True):
     tags: tuple[str, ...] = ()
 
 
+class Origin(Struct, frozen=True):
+    """How a request came in, for traces and logs. `began_s`: the clock's `monotonic_s` at its first byte;
+    `parent_span`: 16 hex digits, the span of whoever asked; `sampled`: its trace is kept, whatever becomes of it.
+    """
+
+    request_id: str
+    began_s: float
+    parent_span: str | None = None
+    sampled: bool = False
+
+
 class Invocation(Struct, frozen=True, kw_only=True):
     """One request to a task, validated: what was asked, by whom, under which version of the task.
 
@@ -72,6 +83,7 @@ class Invocation(Struct, frozen=True, kw_only=True):
     no_cache: bool = False
     no_store: bool = False
     trace_id: str | None = None
+    origin: Origin | None = None
     listener: Callable[[dict[str, Any]], None] | None = None
 
 
@@ -96,6 +108,8 @@ class Intent(Struct, frozen=True, kw_only=True):
 class ModelCall(Struct, frozen=True, kw_only=True):
     """One request on the wire to a model server, with the id of its intent.
 
+    `waited_ms`, for reservation and intent, went by before it.
+
     `settled` says that `usage` is what the server counted. Otherwise the answer never came whole, and `usage` is the
     most that the server can have counted.
     """
@@ -110,6 +124,7 @@ class ModelCall(Struct, frozen=True, kw_only=True):
     started_at: datetime
     duration_ms: float
     http_status: int | None = None
+    waited_ms: float = 0.0
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
@@ -186,8 +201,16 @@ class RateHeader(Struct, frozen=True):
     reset_s: float
 
 
+class Lap(NamedTuple):
+    """A step of the engine, in readings of the clock's `monotonic_s`."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
 class Answer(Struct, frozen=True):
-    """What the engine hands back: the inference, and what the door saw of the quotas.
+    """What the engine hands back: the inference, what the door saw of the quotas, and the steps in their order.
 
     `replayed`: recorded before, under the same Idempotency-Key. `degraded`: the store of the quotas was away.
     """
@@ -196,6 +219,7 @@ class Answer(Struct, frozen=True):
     rates: tuple[RateHeader, ...] = field(default=())
     replayed: bool = False
     degraded: bool = False
+    laps: tuple[Lap, ...] = ()
 
 
 Metadata = Mapping[str, Any]

@@ -16,6 +16,7 @@ from gateway.core.clock import Clock
 from gateway.core.inference import NOTHING_USED, Intent, Invocation, ModelCall, Usage
 from gateway.core.prices import Tariff
 from gateway.core.quotas import Charge, Limit, for_model_call
+from gateway.core.telemetry import calling
 
 
 class Settlement(Struct, frozen=True):
@@ -122,6 +123,7 @@ class Meter:
         Raises BudgetExceeded when a budget does not cover the estimate, Unavailable when a store is unreachable; in
         both cases the block does not run.
         """
+        asked_s = self._clock.monotonic_s()
         intent = self._intent(model, replica, input_tokens, output_tokens)
         charges = tuple(for_model_call(self._limits, intent, self._zone))
         if charges:
@@ -134,13 +136,14 @@ class Meter:
                 await self._reservations.reserve(intent.id, charges)
         except BaseException:
             wire.refuse()
-            self._close(wire, charges, 0.0)
+            self._close(wire, charges, self._clock.since_ms(asked_s), 0.0)
             raise
-        start_s = self._clock.monotonic_s()
+        waited_ms, start_s = self._clock.since_ms(asked_s), self._clock.monotonic_s()
         try:
-            yield wire
+            with calling(self.invocation, intent.id):
+                yield wire
         finally:
-            self._close(wire, charges, self._clock.since_ms(start_s))
+            self._close(wire, charges, waited_ms, self._clock.since_ms(start_s))
 
     def _intent(self, model: MeteredModel, replica: str, input_tokens: int, output_tokens: int) -> Intent:
         now, asked = self._clock.now(), self.invocation
@@ -160,7 +163,7 @@ class Meter:
             created_at=now,
         )
 
-    def _close(self, wire: WireCall, charges: tuple[Charge, ...], duration_ms: float) -> None:
+    def _close(self, wire: WireCall, charges: tuple[Charge, ...], waited_ms: float, duration_ms: float) -> None:
         if charges:
             self.settlements.append(Settlement(wire.intent.id, charges, wire.usage))
         self._calls.append(
@@ -175,5 +178,6 @@ class Meter:
                 started_at=wire.intent.created_at,
                 duration_ms=duration_ms,
                 http_status=wire.http_status,
+                waited_ms=waited_ms,
             )
         )
