@@ -21,6 +21,7 @@ from gateway.adapters.sql.books import SqlBooks
 from gateway.adapters.sql.claims import SqlClaims
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.fingerprints import SqlFingerprints
+from gateway.adapters.sql.gpu_hours import SqlGpuHours
 from gateway.adapters.sql.keys import SqlKeys
 from gateway.adapters.sql.ledger import SqlLedger, open_ledger
 from gateway.adapters.sql.migrate import is_current, prepare_partitions
@@ -171,7 +172,13 @@ class Process:
             SqlClaims(self._database),
         )
         books = SqlBooks(self._database, settings.zone)
-        self._bookkeeper = Bookkeeper(books, SqlClaims(self._database), self._clock)
+        self._bookkeeper = Bookkeeper(
+            books,
+            SqlGpuHours(self._database, settings.zone),
+            lambda: {name: model.tariff for name, model in self._registry.models.items()},
+            SqlClaims(self._database),
+            self._clock,
+        )
         self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
         self._draining = False
 

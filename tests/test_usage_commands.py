@@ -111,6 +111,25 @@ async def test_a_price_is_corrected_once(file: Path, tmp_path: Path) -> None:
     assert "price_corrected" in (await gateway("audit", "list")).output
 
 
+async def test_hours_of_gpus_are_shared_out_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that nobody used; a second run writes nothing; a month cannot be closed without its hours."""
+    first = datetime.now(UTC).date() - timedelta(days=1)
+    price = f'from = {first}\nper_gpu_hour = "2.50"\ntokens_per_gpu_hour = 1000000\n'
+    (tmp_path / "models.toml").write_text(
+        f'[m]\nkind = "tgi"\nurls = ["http://127.0.0.1:1"]\nmodel_id = "m"\n[[m.price]]\n{price}', "utf-8"
+    )
+    monkeypatch.setenv("GATEWAY_HOME", str(tmp_path))
+    hours = int((datetime.now(UTC) - datetime.combine(first, datetime.min.time(), UTC)).total_seconds() // 3600)
+    shared = (await gateway("usage", "allocate")).output
+    assert any(f"{count * 5 // 2}.{count * 5 % 2 * 5}" in shared for count in (hours - 1, hours)), shared
+    assert "m  " not in (await gateway("usage", "allocate")).output
+    assert (await gateway("ledger", "verify")).exit_code == 0
+    assert "gpu-hours-idle" in (await gateway("usage", "report", "--by", "kind", "--from", str(first))).output
+    too_early = await gateway("usage", "close", "--month", f"{first:%Y-%m}")
+    assert too_early.exit_code == 1
+    assert "shared out yet" in too_early.output
+
+
 async def test_a_price_that_is_none_is_refused(file: Path) -> None:
     """Without a traceback, and nothing is written."""
     price = ("--per-million-input", "-1", "--per-million-output", "0.40")

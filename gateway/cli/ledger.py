@@ -18,7 +18,7 @@ from gateway import settings as process_settings
 from gateway.cli.database import with_database
 from gateway.core.corrections import Adjustment, Correction
 from gateway.core.prices import from_nano
-from gateway.core.reports import ADJUSTMENT, UsageDay, total
+from gateway.core.reports import CHARGES, UsageDay, total
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.books import Totals
@@ -66,7 +66,7 @@ def verify(model_metrics: tuple[str, ...], since_input: int, since_output: int) 
         totals = await books.totals()
         today = datetime.now(UTC).astimezone(settings.zone).date()
         reported = await books.days(datetime.min.date(), today + timedelta(days=2))
-        return totals, _findings(totals, reported) + await _corrections(database, settings)
+        return totals, _findings(totals, reported) + await _charges(database, settings)
 
     # The servers are asked first: what they count meanwhile is not in the ledger yet, and would look lost.
     counted = [_counted(url) for url in model_metrics]
@@ -141,18 +141,25 @@ def _adjustments_table(adjustments: Sequence[Adjustment], title: str) -> Table:
     return table
 
 
-async def _corrections(database: "Database", settings: process_settings.Settings) -> list[Finding]:
+async def _charges(database: "Database", settings: process_settings.Settings) -> list[Finding]:
+    from gateway.adapters.sql.gpu_hours import SqlGpuHours
+
     differing = await _sql_corrections(database, settings).differing()
-    return [_equal("corrected days that differ from their price", len(differing), 0)]
+    off = await SqlGpuHours(database, settings.zone).off()
+    return [
+        _equal("corrected days that differ from their price", len(differing), 0),
+        _equal("GPU-hours that do not sum to their bill", off.bills, 0),
+        _equal("GPU-hours that differ from their calls", off.tokens, 0),
+    ]
 
 
 def _findings(totals: "Totals", reported: Sequence[UsageDay]) -> list[Finding]:
     calls, attempts, inferences = totals.calls.cost_nano, totals.attempts.cost_nano, totals.inferences.cost_nano
-    calls_only = [row for row in reported if row.kind != ADJUSTMENT]
+    calls_only = [row for row in reported if row.kind not in CHARGES]
     return [
         _equal("cost of calls = cost of attempts", calls, attempts),
         _equal("cost of attempts = cost of inferences", attempts, inferences),
-        _equal("cost of calls = cost in the reports, less adjustments", calls, total(calls_only)["cost_nano"]),
+        _equal("cost of calls = cost in the reports, without other charges", calls, total(calls_only)["cost_nano"]),
         _equal("attempts that differ from their calls", totals.attempts_off, 0),
         _equal("inferences that differ from their attempts", totals.inferences_off, 0),
         _equal("closed days that differ from their rows", len(totals.days_off), 0),

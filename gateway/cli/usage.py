@@ -1,6 +1,7 @@
 """gateway usage."""
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -10,12 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import settings as process_settings
-from gateway.cli.database import with_books
+from gateway.cli.database import with_books, with_database
+from gateway.core.errors import Conflict
+from gateway.core.gpu_hours import GpuShare
 from gateway.core.prices import from_nano
+from gateway.core.registry import load_tariffs
 from gateway.core.reports import SUMS, Line, Part, UsageDay, focus_rows, grouped, total
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.books import ClosedMonth, SqlBooks
+    from gateway.adapters.sql.database import Database
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 _MONTH = click.DateTime(["%Y-%m"])
@@ -69,14 +74,53 @@ def report(
 def close(month: datetime, csv_file: Path | None) -> None:
     """Close a month: store its export with its sha256. Closed again, it is the same for ever."""
     settings = process_settings.read(os.environ)
+    tariffs = load_tariffs(settings.home_path)
 
-    async def run(books: "SqlBooks") -> "ClosedMonth":
-        return await books.close_month(month.date(), datetime.now(UTC), lambda rows: _focus_csv(rows, settings))
+    async def run(database: "Database") -> "ClosedMonth":
+        from gateway.adapters.sql.books import SqlBooks
+        from gateway.adapters.sql.gpu_hours import SqlGpuHours
 
-    closed = with_books(settings, run)
+        now, hours = datetime.now(UTC), SqlGpuHours(database, settings.zone)
+        await hours.allocate(tariffs, now)
+        if left := await hours.open_hours(tariffs, month.date()):
+            raise Conflict(f"GPU-hours from {left[0].start:%Y-%m-%d %H:%M} UTC on cannot be shared out yet.")
+        books = SqlBooks(database, settings.zone)
+        return await books.close_month(month.date(), now, lambda rows: _focus_csv(rows, settings))
+
+    closed = with_database(settings, run)
     if csv_file:
         csv_file.write_bytes(closed.content)
     click.echo(f"{closed.month:%Y-%m} closed {closed.closed_at.isoformat(timespec='seconds')} {closed.sha256}")
+
+
+@usage.command()
+def allocate() -> None:
+    """Share out the GPU-hours that are over among those who used them. Done again, it writes nothing.
+
+    A gateway that runs does this by itself every minute.
+    """
+    settings = process_settings.read(os.environ)
+    tariffs = load_tariffs(settings.home_path)
+
+    async def run(database: "Database") -> Sequence[GpuShare]:
+        from gateway.adapters.sql.gpu_hours import SqlGpuHours
+
+        return await SqlGpuHours(database, settings.zone).allocate(tariffs, datetime.now(UTC))
+
+    lines = with_database(settings, run)
+    Console().print(_shares_table(lines, settings.currency))
+
+
+def _shares_table(lines: Sequence[GpuShare], currency: str) -> Table:
+    """Per model: the hours, their bill, and how it was split. The bill is the sum of the other two."""
+    table = Table("model", "hours", "bill", "used", "idle", title=f"GPU-hours shared out, {currency}")
+    for model in sorted({line.model for line in lines}):
+        own = [line for line in lines if line.model == model]
+        bills = {line.hour: line.bill_nano for line in own}
+        idle = sum(line.cost_nano for line in own if not line.task)
+        used = sum(line.cost_nano for line in own if line.task)
+        table.add_row(model, f"{len(bills):,}", *map(from_nano, (sum(bills.values()), used, idle)))
+    return table
 
 
 def _parts(by: str) -> tuple[Part, ...]:

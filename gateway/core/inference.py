@@ -23,17 +23,23 @@ class Caller(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of model calls and their price."""
+    """Tokens of model calls and their price.
+
+    `provisional_nano` is what budgets count in place of a cost that is only known when the GPU-hour is shared out. It
+    is never billed.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cost_nano: int = 0
+    provisional_nano: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.cost_nano + other.cost_nano,
+            self.provisional_nano + other.provisional_nano,
         )
 
 
@@ -103,6 +109,7 @@ class Intent(Struct, frozen=True, kw_only=True):
     replica: str
     estimate: Usage
     created_at: datetime
+    gpu_hour_nano: int | None = None
 
 
 class ModelCall(Struct, frozen=True, kw_only=True):
@@ -111,7 +118,8 @@ class ModelCall(Struct, frozen=True, kw_only=True):
     `waited_ms`, for reservation and intent, went by before it.
 
     `settled` says that `usage` is what the server counted. Otherwise the answer never came whole, and `usage` is the
-    most that the server can have counted.
+    most that the server can have counted. `gpu_hour_nano` is the rate of a model that is paid by the hour: what an hour
+    of all its GPUs cost when the call was made.
     """
 
     id: str
@@ -125,6 +133,7 @@ class ModelCall(Struct, frozen=True, kw_only=True):
     duration_ms: float
     http_status: int | None = None
     waited_ms: float = 0.0
+    gpu_hour_nano: int | None = None
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

@@ -147,6 +147,7 @@ class Meter:
 
     def _intent(self, model: MeteredModel, replica: str, input_tokens: int, output_tokens: int) -> Intent:
         now, asked = self._clock.now(), self.invocation
+        hour = model.tariff.gpu_hour(now)
         return Intent(
             id=self._clock.new_id(),
             inference_id=asked.id,
@@ -161,6 +162,7 @@ class Meter:
             replica=replica,
             estimate=model.tariff.usage(input_tokens, output_tokens, now),
             created_at=now,
+            gpu_hour_nano=hour.bill_nano if hour is not None else None,
         )
 
     def _close(self, wire: WireCall, charges: tuple[Charge, ...], waited_ms: float, duration_ms: float) -> None:
@@ -179,5 +181,6 @@ class Meter:
                 duration_ms=duration_ms,
                 http_status=wire.http_status,
                 waited_ms=waited_ms,
+                gpu_hour_nano=wire.intent.gpu_hour_nano,
             )
         )

@@ -112,9 +112,9 @@ def for_spending(limits: Iterable[Limit], names: Mapping[str, str], now: datetim
 
 
 def spent(resource: Resource, usage: Usage) -> int:
-    """How much of a resource a usage is."""
+    """How much of a resource a usage is; what a GPU-hour will be shared out to counts as cost at once."""
     if resource == "cost":
-        return usage.cost_nano
+        return usage.cost_nano + usage.provisional_nano
     return usage.input_tokens + usage.output_tokens
 
 

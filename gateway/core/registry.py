@@ -63,6 +63,15 @@ def load(home: Path, builder: Builder) -> Registry:
     return Registry(tasks, models, direct)
 
 
+def load_tariffs(home: Path) -> dict[str, Tariff]:
+    """The prices of every model under `home`, and nothing else. Raises InvalidConfig with every problem."""
+    problems: list[Problem] = []
+    models = _load_models(home, problems)
+    if problems:
+        raise InvalidConfig(problems)
+    return {name: model.tariff for name, model in models.items()}
+
+
 def _load_direct(
     models: Mapping[str, LoadedModel], builder: Builder, problems: list[Problem]
 ) -> Mapping[str, LoadedTask]:

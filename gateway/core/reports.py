@@ -14,8 +14,12 @@ from msgspec import Struct, structs
 from gateway.core.prices import NANO
 
 FOCUS_VERSION = "1.2"
-# What kinds of inference exist, and one more: money given back or asked for after the fact.
+# Beside the kinds of inference there are charges that are no calls: money given back or asked for after the fact, hours
+# of GPUs shared out among those who used them, and what of these hours nobody used.
 ADJUSTMENT = "adjustment"
+GPU_HOURS = "gpu-hours"
+IDLE_GPU_HOURS = "gpu-hours-idle"
+CHARGES = (ADJUSTMENT, GPU_HOURS, IDLE_GPU_HOURS)
 
 Part = Literal["team", "task", "model", "day", "stage", "kind"]
 
@@ -128,7 +132,7 @@ def _focus(row: UsageDay, currency: str, zone: ZoneInfo) -> dict[str, Any]:
         "PublisherName": "taskgate",
         "ResourceId": row.model or None,
         "ServiceCategory": "AI and Machine Learning",
-        "ServiceName": row.task,
+        "ServiceName": row.task or "idle GPU-hours",
         "SkuId": row.model or None,
         "SubAccountId": row.caller_team,
         "x_CallerTeam": row.caller_team,
@@ -148,6 +152,8 @@ def _focus(row: UsageDay, currency: str, zone: ZoneInfo) -> dict[str, Any]:
 
 def _description(row: UsageDay) -> str:
     what = row.model or "answers without a model"
+    if row.kind == IDLE_GPU_HOURS:
+        return f"{what}, GPU-hours that nobody used"
     return f"{what}, task {row.task}" if not row.corrects else f"{what}, task {row.task}: price of {row.corrects}"
 
 

@@ -139,11 +139,18 @@ class Task(Declared, frozen=True):
 
 
 class Price(Declared, frozen=True):
-    """What a model costs from a date on, in the billing currency per million tokens. Decimal strings."""
+    """What a model costs from a date (UTC) on, in the billing currency: per million tokens, or per hour of a GPU.
+
+    Amounts are decimal strings. `gpus` run, and are paid for, whether the model is called or not; each does at most
+    `tokens_per_gpu_hour`, input and output together.
+    """
 
     start: date = field(name="from")
-    input_per_million: str
-    output_per_million: str
+    input_per_million: str | None = None
+    output_per_million: str | None = None
+    per_gpu_hour: str | None = None
+    gpus: Annotated[int, Meta(ge=1)] = 1
+    tokens_per_gpu_hour: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Model(Declared, frozen=True):

@@ -19,7 +19,7 @@ from gateway.adapters.redis.line import Command, Line, Reply, Script
 from gateway.core.engine import Admission
 from gateway.core.errors import BudgetExceeded, QuotaExceeded, Unavailable
 from gateway.core.meter import Settlement
-from gateway.core.quotas import Charge, Standing, rate_headers, refusal
+from gateway.core.quotas import Charge, Standing, rate_headers, refusal, spent
 
 log = structlog.get_logger()
 
@@ -284,8 +284,8 @@ class RedisStore:
 
     def _settling(self, settlement: Settlement) -> Command:
         usage, id = settlement.usage, settlement.reservation_id
-        tokens = usage.input_tokens + usage.output_tokens
-        return self._settle((self._key("r", id), self._key("open")), id, tokens, usage.cost_nano)
+        keys = (self._key("r", id), self._key("open"))
+        return self._settle(keys, id, spent("tokens", usage), spent("cost", usage))
 
     def _taken(self, charge: Charge) -> list[str | int]:
         return [charge.key, charge.mode, charge.resource, charge.amount, charge.limit, self._span(charge)]

@@ -135,7 +135,9 @@ class SqlCorrections:
         query = _alike().where(model_call.c.model == model)
         query = query.where(model_call.c.started_at >= start, model_call.c.started_at < end)
         bills: dict[Who, _Bill] = {}
-        for *who, input_tokens, output_tokens, calls, billed_nano in await connection.execute(query):
+        for *who, input_tokens, output_tokens, calls, by_the_hour, billed_nano in await connection.execute(query):
+            if by_the_hour:
+                raise Conflict(f"On {day} `{model}` was paid by the GPU-hour; its calls have no price of their own.")
             bill = bills.setdefault(tuple(who), _Bill())
             bill.calls += calls
             bill.billed_nano += billed_nano
@@ -146,7 +148,7 @@ class SqlCorrections:
 def _alike() -> Select[Any]:
     calls = model_call.c
     alike = [*(calls[name] for name in _WHO), calls.input_tokens, calls.output_tokens]
-    query: Select[Any] = select(*alike, func.count(), total(calls.cost_nano))
+    query: Select[Any] = select(*alike, func.count(), func.count(calls.gpu_hour_nano), total(calls.cost_nano))
     return query.group_by(*alike)
 
 

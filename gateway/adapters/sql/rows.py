@@ -166,6 +166,8 @@ def _model_call(inference: Inference, attempt: Attempt, call: ModelCall, instant
         call.http_status,
         instant(call.started_at),
         call.duration_ms,
+        call.gpu_hour_nano,
+        call.usage.provisional_nano,
     )
 
 
@@ -186,6 +188,8 @@ def _intent(intent: Intent, instant: ToInstant) -> tuple[Any, ...]:
         intent.estimate.output_tokens,
         intent.estimate.cost_nano,
         instant(intent.created_at),
+        intent.gpu_hour_nano,
+        intent.estimate.provisional_nano,
     )
 
 

@@ -133,8 +133,9 @@ def _model_call(row: RowMapping) -> ModelCall:
         replica=row["replica"],
         outcome=row["outcome"],
         settled=row["settled"],
-        usage=Usage(row["input_tokens"], row["output_tokens"], row["cost_nano"]),
+        usage=Usage(row["input_tokens"], row["output_tokens"], row["cost_nano"], row["provisional_nano"] or 0),
         started_at=row["started_at"],
         duration_ms=row["duration_ms"],
         http_status=row["http_status"],
+        gpu_hour_nano=row["gpu_hour_nano"],
     )

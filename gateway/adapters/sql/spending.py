@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
@@ -34,7 +34,8 @@ class SqlSpending:
 async def _since(connection: AsyncConnection, start: datetime) -> list[Spending]:
     calls = model_call.c
     whose = (calls.task, calls.caller_team, calls.key_id)
-    sums = (total(calls.input_tokens), total(calls.output_tokens), total(calls.cost_nano))
+    provisional = total(func.coalesce(calls.provisional_nano, 0))
+    sums = (total(calls.input_tokens), total(calls.output_tokens), total(calls.cost_nano), provisional)
     query = select(*whose, *sums).where(calls.started_at >= start).group_by(*whose)
     return [
         Spending(task, team, key_id, Usage(*usage)) for task, team, key_id, *usage in (await connection.execute(query))

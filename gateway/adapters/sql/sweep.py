@@ -20,7 +20,7 @@ from gateway.core.inference import NOTHING_USED, Intent, Usage
 # The intent does not know which stage made the call.
 UNKNOWN_STAGE = "unknown"
 _AT_ONCE = 500
-_USAGE = ("input_tokens", "output_tokens", "cost_nano")
+_USAGE = ("input_tokens", "output_tokens", "cost_nano", "provisional_nano")
 
 
 class Sweeper:
@@ -59,7 +59,7 @@ class Sweeper:
             open_ids = (await connection.execute(select(intent.c.id).where(intent.c.id.in_(ids)))).scalars()
             known: dict[str, Usage | None] = dict.fromkeys(open_ids)
             for id_, *usage in await connection.execute(recorded):
-                known[id_] = Usage(*usage)
+                known[id_] = _usage_of(*usage)
         return known
 
     async def _claim(self, connection: AsyncConnection, ids: Sequence[str]) -> list[Intent]:
@@ -137,6 +137,8 @@ def _call_row(call: Intent, owner_id: str, attempt_id: str) -> dict[str, Any]:
         **_usage([call]),
         "started_at": call.created_at,
         "duration_ms": 0.0,
+        "gpu_hour_nano": call.gpu_hour_nano,
+        "provisional_nano": call.estimate.provisional_nano,
     }
 
 
@@ -163,5 +165,10 @@ def _usage(calls: Sequence[Intent]) -> dict[str, int]:
 def intent_of(row: RowMapping) -> Intent:
     """A row of the table `intent`."""
     values = dict(row)
-    estimate = Usage(values.pop("input_tokens"), values.pop("output_tokens"), values.pop("cost_nano"))
+    estimate = _usage_of(*(values.pop(name) for name in _USAGE))
     return Intent(estimate=estimate, **values)
+
+
+def _usage_of(input_tokens: int, output_tokens: int, cost_nano: int, provisional_nano: int | None) -> Usage:
+    """Rows of earlier versions do not know the last column."""
+    return Usage(input_tokens, output_tokens, cost_nano, provisional_nano or 0)

@@ -29,7 +29,8 @@ from sqlalchemy import (
 from gateway.adapters.sql.types import Id, Instant, Json
 
 LEDGER = ("inference", "attempt", "model_call")
-APPEND_ONLY = (*LEDGER, "feedback", "review", "review_event", "audit_log", "usage_close", "price_adjustment")
+MONEY = ("usage_close", "price_adjustment", "gpu_share")
+APPEND_ONLY = (*LEDGER, *MONEY, "feedback", "review", "review_event", "audit_log")
 PLATFORM_TEAM = "platform"
 
 metadata = MetaData(
@@ -49,6 +50,11 @@ def _usage() -> tuple[Column[int], ...]:
         Column("output_tokens", BigInteger, nullable=False),
         Column("cost_nano", BigInteger, nullable=False),
     )
+
+
+def _by_the_hour() -> tuple[Column[int], ...]:
+    """For models that are paid by the GPU-hour: the rate, and what budgets count until the hour is shared out."""
+    return Column("gpu_hour_nano", BigInteger), Column("provisional_nano", BigInteger)
 
 
 def _not_negative() -> CheckConstraint:
@@ -151,6 +157,7 @@ model_call = Table(
     Column("http_status", SmallInteger),
     Column("started_at", Instant, nullable=False),
     Column("duration_ms", Double, nullable=False),
+    *_by_the_hour(),
     _not_negative(),
     _by_time("model_call", "started_at"),
     postgresql_partition_by="RANGE (id)",
@@ -173,6 +180,7 @@ intent = Table(
     Column("replica", Text, nullable=False),
     *_usage(),
     Column("created_at", Instant, nullable=False),
+    *_by_the_hour(),
     _not_negative(),
 )
 
@@ -425,4 +433,24 @@ webhook_message = Table(
     Column("created_at", Instant, nullable=False),
     Column("delivered_at", Instant),
     Index("ix_webhook_message_status_due_at", "status", "due_at"),
+)
+
+# An hour of a model's GPUs, shared out: all rows of an hour are written at once, and their costs sum to its bill. The
+# row of the platform team without a task is the idle part.
+gpu_share = Table(
+    "gpu_share",
+    metadata,
+    Column("model", Text, nullable=False),
+    Column("hour", Instant, nullable=False),
+    Column("hour_end", Instant, nullable=False),
+    Column("day", Date, nullable=False, index=True),
+    Column("payer_team", String(63), nullable=False),
+    Column("caller_team", String(63), nullable=False),
+    Column("owner_team", String(63), nullable=False),
+    Column("task", String(63), nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("bill_nano", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("model", "hour", "payer_team", "caller_team", "owner_team", "task"),
 )

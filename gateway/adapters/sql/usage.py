@@ -8,7 +8,7 @@ from msgspec import structs
 from sqlalchemy import BigInteger, Column, ColumnElement, Select, Table, case, cast, func, select
 
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.tables import inference, model_call, price_adjustment
+from gateway.adapters.sql.tables import gpu_share, inference, model_call, price_adjustment
 from gateway.core.records import UsageRow
 
 _SUMS = ("inferences", "model_calls", "input_tokens", "output_tokens", "cost_nano", "unsettled_nano")
@@ -31,12 +31,13 @@ class SqlUsage:
         spent = _period(_spending(), model_call, model_call.c.started_at, (start, end, team)).group_by(
             model_call.c.payer_team, model_call.c.task, model_call.c.model
         )
-        adjusted = _period(
-            _added(price_adjustment), price_adjustment, price_adjustment.c.created_at, (start, end, team)
-        )
+        added = [
+            _period(_added(table), table, at, (start, end, team))
+            for table, at in ((price_adjustment, price_adjustment.c.created_at), (gpu_share, gpu_share.c.hour))
+        ]
         async with self._database.begin() as connection:
             rows = [UsageRow(model=None, **row) for row in (await connection.execute(counted)).mappings()]
-            for query in (spent, adjusted):
+            for query in (spent, *added):
                 rows += [UsageRow(**row) for row in (await connection.execute(query)).mappings()]
         return _merged(rows)
 
