@@ -5,7 +5,7 @@ whether it is kept is decided when its outcome is known. A span's id is the end 
 of the ledger one finds the span, and back. Only a call to a model server needs its span while it runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 CURRENT: ContextVar[Invocation] = ContextVar("CURRENT")
 """The invocation that is being answered: log lines take their ids from it."""
+
+
+Sampler = Callable[[str, bool | None], bool]
+"""(trace id, whether the caller's side keeps the trace; None where it says nothing) → whether it is kept here."""
 
 
 class Observer(Protocol):

@@ -195,8 +195,9 @@ class Verbs:
         """What is asked, with ids and checked input. Raises InvalidInput."""
         checked = check_input(task, value)
         caller, declared, clock = exchange.caller, task.declared, self._doors.clock
+        run_id = clock.new_id()
         return Invocation(
-            id=clock.new_id(),
+            id=run_id,
             task=task.name,
             fingerprint=task.fingerprint,
             caller=caller,
@@ -211,6 +212,7 @@ class Verbs:
             no_cache=wishes.no_cache or is_direct(task),
             no_store=wishes.no_store,
             trace_id=exchange.trace_id,
+            origin=exchange.origin(run_id),
         )
 
     async def _item(

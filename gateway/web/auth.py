@@ -14,6 +14,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import Forbidden, MethodNotAllowed, QuotaExceeded, Unauthenticated
 from gateway.core.inference import Caller
 from gateway.core.keys import ApiKey, KeyStore, Presented, mint, parse, verify
+from gateway.core.telemetry import Sampler
 from gateway.web.contract import contract_of
 from gateway.web.exchange import AnyConnection, exchange_of, header
 from gateway.web.limits import FailureThrottle, address_of
@@ -68,8 +69,10 @@ class Keyring:
 class Doorkeeper:
     """The guard of every route: who asks, and whether the key has one of the scopes that the route's contract names."""
 
-    def __init__(self, keyring: Keyring, clock: Clock) -> None:
-        self._keyring, self._clock = keyring, clock
+    def __init__(
+        self, keyring: Keyring, clock: Clock, sampled: Sampler = lambda _, parent: parent is not False
+    ) -> None:
+        self._keyring, self._clock, self._sampled = keyring, clock, sampled
         self._throttle = FailureThrottle(clock)
         self._few = asyncio.Semaphore(4)
 
@@ -78,6 +81,7 @@ class Doorkeeper:
             # The framework would answer it, but the gateway serves no browsers of other origins.
             raise MethodNotAllowed("This page does not answer that method.")
         exchange = exchange_of(connection, self._clock)
+        exchange.sampled = self._sampled(exchange.trace_id, exchange.parent_sampled)
         contract = contract_of(route)
         if contract.public:
             return

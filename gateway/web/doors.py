@@ -12,6 +12,7 @@ from gateway.core.engine import Engine
 from gateway.core.keys import KeyStore
 from gateway.core.records import FeedbackStore, Runs, Teams, UsageReport
 from gateway.core.registry import Registry
+from gateway.core.telemetry import Sampler
 from gateway.core.versions import Versions
 
 
@@ -24,6 +25,19 @@ class Check(Struct, frozen=True):
 
     probe: Callable[[], Awaitable[str | None]]
     required: bool = False
+
+
+class Telemetry(Struct, frozen=True):
+    """What the web layer tells, and can be asked for.
+
+    `sampled` decides on the trace of a request, `problem` hears the code of each error, `metrics` renders them all in
+    Prometheus's text format. With `metrics_open` they can be read without a key.
+    """
+
+    sampled: Sampler = lambda _, parent: parent is not False
+    problem: Callable[[str], None] = lambda _: None
+    metrics: Callable[[], Awaitable[bytes]] | None = None
+    metrics_open: bool = False
 
 
 class Doors(Struct, frozen=True, kw_only=True):
@@ -46,6 +60,7 @@ class Doors(Struct, frozen=True, kw_only=True):
     checks: Mapping[str, Check] = field(default_factory=dict)
     draining: Callable[[], bool] = lambda: False
     lifespan: Sequence[Callable[[], AbstractAsyncContextManager[None]]] = ()
+    telemetry: Telemetry = Telemetry()
 
 
 class WebSettings(Struct, frozen=True, kw_only=True):

@@ -8,23 +8,35 @@ from litestar.connection import ASGIConnection
 
 from gateway.core.clock import Clock
 from gateway.core.errors import Unauthenticated
-from gateway.core.inference import Caller
+from gateway.core.inference import Caller, Origin
+from gateway.core.telemetry import span_id
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
 _SLOT = "gateway.exchange"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 # https://www.w3.org/TR/trace-context/#traceparent-header: an id of zeros is invalid, so is version ff.
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
 
 class Exchange:
-    """What every answer, good or bad, says of its request."""
+    """What every answer, good or bad, says of its request.
 
-    __slots__ = ("_caller", "request_id", "started_s", "trace_flags", "trace_id")
+    `parent_span` and `parent_sampled` are what the caller's traceparent says, None without one. `sampled` is what this
+    process makes of it; `span_id` is that of the first inference of the request, once there is one.
+    """
 
-    def __init__(self, request_id: str, trace_id: str, trace_flags: str, started_s: float) -> None:
-        self.request_id, self.trace_id, self.trace_flags = request_id, trace_id, trace_flags
+    __slots__ = (
+        "_caller", "parent_sampled", "parent_span", "request_id", "sampled", "span_id", "started_s", "trace_id",
+    )  # fmt: skip
+
+    def __init__(
+        self, request_id: str, trace_id: str, parent_span: str | None, parent_sampled: bool | None, started_s: float
+    ) -> None:
+        self.request_id, self.trace_id = request_id, trace_id
+        self.parent_span, self.parent_sampled = parent_span, parent_sampled
+        self.sampled = parent_sampled is not False
+        self.span_id: int | None = None
         self.started_s = started_s
         self._caller: Caller | None = None
 
@@ -39,9 +51,16 @@ class Exchange:
     def caller(self, caller: Caller) -> None:
         self._caller = caller
 
+    def origin(self, run_id: str) -> Origin:
+        """Where the inference of that id comes from."""
+        if self.span_id is None:
+            self.span_id = span_id(run_id)
+        return Origin(self.request_id, self.started_s, self.parent_span, self.sampled)
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers of every answer. The span id is our own: each hop has one."""
-        traceparent = f"00-{self.trace_id}-{secrets.token_hex(8)}-{self.trace_flags}"
+        span = secrets.token_hex(8) if self.span_id is None else f"{self.span_id:016x}"
+        traceparent = f"00-{self.trace_id}-{span}-{'01' if self.sampled else '00'}"
         return [
             (b"x-request-id", self.request_id.encode()),
             (b"traceparent", traceparent.encode()),
@@ -68,7 +87,8 @@ def exchange_of(connection: AnyConnection, clock: Clock) -> Exchange:
     exchange = Exchange(
         request_id.decode() if request_id and _REQUEST_ID.fullmatch(request_id) else clock.new_id(),
         trace.group(1).decode() if trace else secrets.token_hex(16),
-        trace.group(2).decode() if trace else "01",
+        trace.group(2).decode() if trace else None,
+        bool(int(trace.group(3), 16) & 1) if trace else None,
         clock.monotonic_s(),
     )
     scope[_SLOT] = exchange

@@ -1,7 +1,7 @@
 """Every error as application/problem+json (RFC 9457), from the one exception handler."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -39,12 +39,13 @@ TITLES: Mapping[str, str] = {
 class Handler:
     """Turns whatever a handler raised into an answer. Nothing that is not a GatewayError says what it was."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, seen: Callable[[str], None] = lambda _: None) -> None:
+        self._clock, self._seen = clock, seen
 
     def __call__(self, request: Request[Any, Any, Any], raised: Exception) -> Any:
         exchange = exchange_of(request, self._clock)
         error = as_gateway_error(raised, exchange)
+        self._seen(error.code)
         reply = problem_reply(error, exchange)
         if error.status == 405:
             reply.headers.append((b"allow", ", ".join(_allowed(request)).encode()))
@@ -55,7 +56,8 @@ def as_gateway_error(raised: Exception, exchange: Exchange) -> GatewayError:
     """What the caller may see of whatever was raised. What is no fault of the caller's goes to the log."""
     error = _as_gateway_error(raised)
     if error.status >= 500:
-        log.error("request_failed", code=error.code, request_id=exchange.request_id, exc_info=_unexpected(raised))
+        ids = {"request_id": exchange.request_id, "trace_id": exchange.trace_id}
+        log.error("request_failed", code=error.code, exc_info=_unexpected(raised), **ids)
     return error
 
 

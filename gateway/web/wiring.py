@@ -13,6 +13,7 @@ from gateway.web.contract import contract_of
 from gateway.web.doors import Doors, WebSettings
 from gateway.web.health import HealthPages
 from gateway.web.keys import KeyPages
+from gateway.web.metrics import MetricsPage
 from gateway.web.openai import ChatPages
 from gateway.web.openapi import SchemaPage
 from gateway.web.problems import Handler
@@ -37,6 +38,7 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
         *TeamPages(doors, settings).routes(),
         *AuditPages(doors).routes(),
         *HealthPages(doors).routes(),
+        *MetricsPage(doors).routes(),
         *more,
     ]
     page = SchemaPage(routes, lambda: doors.registry().tasks, doors.clock)
@@ -53,8 +55,8 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
 
     return Litestar(
         route_handlers=routes,
-        guards=[Doorkeeper(keyring, doors.clock)],
-        exception_handlers={Exception: Handler(doors.clock)},
+        guards=[Doorkeeper(keyring, doors.clock, doors.telemetry.sampled)],
+        exception_handlers={Exception: Handler(doors.clock, doors.telemetry.problem)},
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,
