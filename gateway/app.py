@@ -14,6 +14,7 @@ from litestar import Litestar
 from msgspec import Struct
 
 from gateway import settings as process_settings
+from gateway.adapters.alerts import Alerts
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.schema import Schema
 from gateway.adapters.sql.audit import SqlAudit
@@ -45,6 +46,7 @@ from gateway.core.reload import Reloader
 from gateway.core.sweep import sweep_for_ever
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
 from gateway.core.team_limits import TeamLimits
+from gateway.core.thresholds import Thresholds
 from gateway.settings import Settings
 from gateway.web.doors import Check, Doors, WebSettings
 from gateway.web.wiring import create_app
@@ -154,7 +156,9 @@ class Process:
         self._registry = load_registry(settings, self._stages)
         self._pins = Pins(lambda: self._registry, self._stages.verify)
         self._database = Database(settings.database)
-        self._store = RedisStore(RedisSettings(url=settings.redis_url), on_empty=self._rebuild_budgets)
+        self._alerts = Alerts(settings.alert_url)
+        near = Thresholds([self._alerts.tell] if settings.alert_url else [])
+        self._store = RedisStore(RedisSettings(url=settings.redis_url), self._rebuild_budgets, near)
         self._spending = SqlSpending(self._database)
         self._limits = TeamLimits(
             SqlTeams(self._database),
@@ -219,7 +223,8 @@ class Process:
             )
         )
         following = [
-            asyncio.create_task(each.follow()) for each in (self._limits, self._bookkeeper, self._reloader, self._pins)
+            asyncio.create_task(each.follow())
+            for each in (self._limits, self._bookkeeper, self._reloader, self._pins, self._alerts)
         ]
         log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
         try:

@@ -55,6 +55,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a stopping process waits for what is under way."""
     sweep_s: Seconds = 15.0
     """How often orphaned intents are looked for."""
+    alert_url: str = ""
+    """`http(s)://…` that hears of quotas near their limit, one JSON object per POST; empty: nobody."""
     orphan_after_s: Seconds = 120.0
     """Age at which an intent without settlement is an orphan. Must exceed every stage's deadline."""
     log: Literal["json", "console"] = "json"

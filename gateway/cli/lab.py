@@ -62,6 +62,9 @@ _sources = click.option("--sources", type=_PATH, help="Folder of public sources.
 _corpus = click.option("--corpus", type=_PATH, help="Own corpus. Default: corpus.jsonl.gz in the task's folder.")
 _cnn_rate = click.option("--learning-rate", type=float, default=1.2e-3, show_default=True)
 _cnn_batch = click.option("--batch", type=int, default=64, show_default=True)
+_without = click.option(
+    "--without", multiple=True, type=click.Choice(["previous", "prompted"]), help="Leave a system out; repeatable."
+)
 _seed = click.option("--seed", type=int, default=_SEED, show_default=True)
 
 
@@ -167,13 +170,15 @@ def calibrate(
     threads: int, recall: float, accept_above: float | None, hard_negative_fp: float | None, per_label: int,
 ) -> None:  # fmt: skip
     """Fit the LLM's calibration, choose both thresholds, write them into the task's folder, and say what they do."""
-    from gateway.lab.calibrate_task import CalibrateConfig
+    from gateway.lab.calibrate_task import CalibrateConfig, Settings
     from gateway.lab.calibrate_task import calibrate as run
 
     _show(run(CalibrateConfig(
         home=_settings().home_path, task=task, sources=_sources_at(sources), corpus=_corpus_at(task, corpus),
-        base=_base_at(base), adapter=_adapter_at(task, adapter), readings=readings, recall=recall,
-        accept_above=accept_above, hard_negative_fp=hard_negative_fp, per_label=per_label, threads=threads,
+        base=_base_at(base), adapter=_adapter_at(task, adapter), readings=readings, threads=threads,
+        settings=Settings(
+            recall=recall, accept_above=accept_above, hard_negative_fp=hard_negative_fp, per_label=per_label
+        ),
     )))  # fmt: skip
 
 
@@ -190,9 +195,8 @@ def simulate(task: str, run: Path, recall: float) -> None:
 
 
 @_command(
-    lab, _task, _base, _adapter, _readings, _threads, _out,
+    lab, _task, _base, _adapter, _readings, _threads, _out, _without,
     click.option("--data", "file", type=_PATH, required=True, help="A frozen set, or a CSV, JSONL or Parquet file."),
-    click.option("--without", multiple=True, type=click.Choice(["previous", "prompted"]), help="Leave a system out."),
     click.option("--curve", type=_PATH, help="curve.json of `lab curve`, for the report."),
     name="eval",
 )  # fmt: skip
@@ -204,10 +208,10 @@ def evaluate(
     from gateway.lab.evaluate import EvalConfig
     from gateway.lab.evaluate import evaluate as run
 
-    systems = tuple(name for name in ("previous", "prompted") if name not in without)
     found = run(EvalConfig(
         home=_settings().home_path, task=task, data=file, out=out, base=_base_at(base),
-        adapter=_adapter_at(task, adapter), readings=readings, systems=systems, threads=threads, learning_curve=curve,
+        adapter=_adapter_at(task, adapter), readings=readings, systems=_systems(without), threads=threads,
+        learning_curve=curve,
     ))  # fmt: skip
     for name, system in found.systems.items():
         click.echo(f"{name:10} AUC within sources {system.auc}, pooled {system.pooled_auc}")
@@ -309,24 +313,41 @@ def export(task: str, base: Path | None, adapter: Path | None, out: Path) -> Non
     click.echo(f"{out}: largest difference of a logit {gap:.4f}")
 
 
-@_command(lab, _task, _sources, _corpus, _base, _adapter, _readings, _threads, _out)
+@_command(
+    lab, _task, _sources, _corpus, _base, _adapter, _readings, _threads, _out, _without,
+    click.option("--set", "sets", multiple=True, help="One of the frozen sets; repeatable. Default: all."),
+    click.option("--write", is_flag=True, help="Write the results into the task's folder instead of comparing."),
+)  # fmt: skip
 def reproduce(
     task: str, sources: Path | None, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path,
-    threads: int, out: Path,
+    threads: int, out: Path, without: tuple[str, ...], sets: tuple[str, ...], write: bool,
 ) -> None:  # fmt: skip
-    """Rebuild the frozen sets, evaluate, attack, and compare with the committed results; status 1 where they differ."""
-    from gateway.lab.evaluate import EvalConfig
-    from gateway.lab.reproduce import reproduce as run
+    """Rebuild the frozen sets, calibrate, evaluate, attack, and compare with the committed results.
 
-    config = EvalConfig(
+    Status 0 where all agree within the tolerance, 1 where something differs, 2 where it cannot be told.
+    """
+    from gateway.lab.agreement import STATED
+    from gateway.lab.evaluate import EvalConfig
+    from gateway.lab.reproduce import SETS, ReproduceConfig, agreement, stated, write_results
+    from gateway.lab.rows import LabError
+
+    if unknown := set(sets) - set(SETS):
+        raise LabError(f"there is no set {', '.join(sorted(unknown))}; known: {', '.join(SETS)}")
+    evaluation = EvalConfig(
         home=_settings().home_path, task=task, data=out, out=out, base=_base_at(base),
-        adapter=_adapter_at(task, adapter), readings=readings, threads=threads,
+        adapter=_adapter_at(task, adapter), readings=readings, threads=threads, systems=_systems(without),
     )  # fmt: skip
-    differences = run(config, _sources_at(sources), _corpus_at(task, corpus))
-    for d in differences:
-        click.echo(f"{d.result}: {d.number} is {d.now:.4f}, committed {d.committed:.4f}")
-    click.echo(f"{len(differences)} differences beyond the tolerance")
-    sys.exit(1 if differences else 0)
+    config = ReproduceConfig(
+        evaluation=evaluation, sources=_sources_at(sources), corpus=_corpus_at(task, corpus), sets=sets or None
+    )
+    if write:
+        made = write_results(config)
+        click.echo("\n".join([*(f"skipped: {reason}" for reason in made.skipped), *stated(made.results)]))
+        return
+    found = agreement(config)
+    click.echo("\n".join([*(f"skipped: {reason}" for reason in found.skipped), *map(str, found.differences)]))
+    click.echo(f"{found.compared} hashes and numbers compared, {len(found.differences)} differ. {STATED}.")
+    sys.exit(1 if found.differences else 0)
 
 
 def _settings() -> process_settings.Settings:
@@ -357,6 +378,10 @@ def _base_at(given: Path | None) -> Path:
     from gateway.local.fetch import fetch_model
 
     return given or fetch_model(_settings().cache_path, Console(stderr=True))
+
+
+def _systems(without: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in ("previous", "prompted") if name not in without)
 
 
 def _text(path: Path | None) -> str | None:

@@ -5,20 +5,26 @@ marketplace's development messages. How many rows each had, and their hashes, st
 """
 
 import asyncio
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 
 from gateway.core.cascade import Finding
 from gateway.core.task import CnnStage, RulesStage
-from gateway.lab.calibrate import Promise, fit_platt, four_digits, threshold_for_flags, threshold_for_recall
-from gateway.lab.calibrate import write_thresholds as write_into
-from gateway.lab.evaluate import write_json
+from gateway.lab.calibrate import (
+    PlattFit,
+    Promise,
+    fit_platt,
+    four_digits,
+    threshold_for_flags,
+    threshold_for_recall,
+    write_thresholds,
+)
+from gateway.lab.evaluate import file_sha256, write_json
 from gateway.lab.metrics import (
     PRODUCTION_PREVALENCE,
     Bools,
@@ -47,12 +53,22 @@ from gateway.lab.rows import (
 from gateway.lab.systems import Loaded, findings, load_task
 
 
-class CalibrateConfig(Struct, frozen=True, kw_only=True):
+class Settings(Struct, frozen=True, kw_only=True):
     """`recall` is what the prefilter must keep, by its lower bound; `per_label` bounds the rows of a source and label.
 
     The LLM's threshold is `accept_above` if that is given; or the lowest at which the cascade flags at most the share
     `hard_negative_fp` of the marketplace's hard negatives; or that of the cascade's best F1 at `prevalence`.
     """
+
+    recall: float = 0.95
+    prevalence: float = PRODUCTION_PREVALENCE
+    accept_above: float | None = None
+    hard_negative_fp: float | None = None
+    per_label: int = 150
+
+
+class CalibrateConfig(Struct, frozen=True, kw_only=True):
+    """Where everything is, and how to choose."""
 
     home: Path
     task: str
@@ -61,11 +77,7 @@ class CalibrateConfig(Struct, frozen=True, kw_only=True):
     base: Path
     adapter: Path
     readings: Path
-    recall: float = 0.95
-    prevalence: float = PRODUCTION_PREVALENCE
-    accept_above: float | None = None
-    hard_negative_fp: float | None = None
-    per_label: int = 150
+    settings: Settings = Settings()
     threads: int = 1
 
 
@@ -79,11 +91,13 @@ class AtThreshold(Struct, frozen=True, kw_only=True):
 
 
 class Calibrated(Struct, frozen=True, kw_only=True):
-    """What was written. `marketplace` is by source and system (`llm` alone, `cascade`), on the rows of the choice."""
+    """What is written. `marketplace` is by source and system (`llm` alone, `cascade`), on the rows of the choice."""
 
+    settings: Settings
     a: float
     b: float
     platt_rows: int
+    platt_sha256: str
     accept_above: float
     chosen: str
     prefilter_below: float
@@ -91,6 +105,7 @@ class Calibrated(Struct, frozen=True, kw_only=True):
     recall_lower_bound: float
     violations: int
     threshold_rows: int
+    threshold_sha256: str
     marketplace: dict[str, dict[str, AtThreshold]]
 
 
@@ -114,26 +129,35 @@ class _Scored(NamedTuple):
 
 
 def calibrate(config: CalibrateConfig) -> Calibrated:
-    """Fit, choose and write. Nothing is written where that is impossible: raises LabError."""
-    if config.accept_above is not None and config.hard_negative_fp is not None:
+    """`work_out`, and write it. Nothing is written where that is impossible: raises LabError."""
+    found = work_out(config)
+    _write(config, load_task(config.home, config.task), found)
+    return found
+
+
+def work_out(config: CalibrateConfig) -> Calibrated:
+    """Fit and choose, and write nothing. Raises LabError."""
+    settings = config.settings
+    if settings.accept_above is not None and settings.hard_negative_fp is not None:
         raise LabError("the LLM's threshold is either given or chosen by hard negatives: not both")
     loaded = load_task(config.home, config.task)
-    prefilter = next((s.stage.name for s in loaded.task.steps if isinstance(s.stage, CnnStage)), None)
-    if prefilter is None or loaded.chain.calibration is None:
+    if _prefilter(loaded) is None or loaded.chain.calibration is None:
         raise LabError(
             f"tasks/{config.task}: calibration needs a cnn stage, and a `calibration` file at the chain stage"
         )
     fitted = _rows(config, "platt")
     judged = [*_rows(config, "calibration"), *read_marketplace_dev(config.sources)]
     margins = _margins(config, loaded, [*fitted, *judged])
-    platt = _platt(config, loaded, fitted, margins[: len(fitted)])
-    scored = _scored(loaded, judged, 1 / (1 + np.exp(-(platt["a"] * margins[len(fitted) :] + platt["b"]))))
-    promise = _promise(scored, config.recall)
-    above, chosen = _accept_above(config, scored, scored.reached(promise.threshold))
-    found = Calibrated(
-        a=platt["a"],
-        b=platt["b"],
+    platt = _platt(settings, loaded, fitted, margins[: len(fitted)])
+    scored = _scored(loaded, judged, 1 / (1 + np.exp(-(platt.a * margins[len(fitted) :] + platt.b))))
+    promise = _promise(scored, settings.recall)
+    above, chosen = _accept_above(settings, scored, scored.reached(promise.threshold))
+    return Calibrated(
+        settings=settings,
+        a=platt.a,
+        b=platt.b,
         platt_rows=len(fitted),
+        platt_sha256=rows_hash(fitted),
         accept_above=above,
         chosen=chosen,
         prefilter_below=promise.threshold,
@@ -141,10 +165,13 @@ def calibrate(config: CalibrateConfig) -> Calibrated:
         recall_lower_bound=promise.lower_bound,
         violations=promise.positives,
         threshold_rows=len(judged),
+        threshold_sha256=rows_hash(judged),
         marketplace=_on_marketplace(scored, promise.threshold, above),
     )
-    _write(config, loaded, prefilter, found, {**platt, "thresholds": _chosen_on(judged, found)})
-    return found
+
+
+def _prefilter(loaded: Loaded) -> str | None:
+    return next((step.stage.name for step in loaded.task.steps if isinstance(step.stage, CnnStage)), None)
 
 
 def _rows(config: CalibrateConfig, split: Split) -> list[Row]:
@@ -154,7 +181,7 @@ def _rows(config: CalibrateConfig, split: Split) -> list[Row]:
     for row in sorted((*public, *read_corpus(config.corpus)), key=lambda r: unit(r.id, "calibrate")):
         if row.split == split:
             pools[row.source, row.label].append(row)
-    return [row for _, pool in sorted(pools.items()) for row in pool[: config.per_label]]
+    return [row for _, pool in sorted(pools.items()) for row in pool[: config.settings.per_label]]
 
 
 def _margins(config: CalibrateConfig, loaded: Loaded, rows: Sequence[Row]) -> Floats:
@@ -162,13 +189,9 @@ def _margins(config: CalibrateConfig, loaded: Loaded, rows: Sequence[Row]) -> Fl
     return np.array([readings[row_key(row)].margin(loaded.positive) for row in rows])
 
 
-def _platt(config: CalibrateConfig, loaded: Loaded, rows: Sequence[Row], margins: Floats) -> dict[str, Any]:
+def _platt(settings: Settings, loaded: Loaded, rows: Sequence[Row], margins: Floats) -> PlattFit:
     truth, margins = checked([row.label == loaded.positive for row in rows], margins)
-    fit = fit_platt(margins.tolist(), truth.tolist(), weights(truth, config.prevalence).tolist())
-    return {
-        "a": fit.a, "b": fit.b, "fitted_at_prevalence": config.prevalence, "rows": len(rows),
-        "rows_sha256": rows_hash(rows),
-    }  # fmt: skip
+    return fit_platt(margins.tolist(), truth.tolist(), weights(truth, settings.prevalence).tolist())
 
 
 def _scored(loaded: Loaded, rows: Sequence[Row], llm: Floats) -> _Scored:
@@ -194,15 +217,15 @@ def _promise(scored: _Scored, recall: float) -> Promise:
     return threshold_for_recall(scored.cnn[open_violations].tolist(), recall)
 
 
-def _accept_above(config: CalibrateConfig, scored: _Scored, reached: Floats) -> tuple[float, str]:
+def _accept_above(settings: Settings, scored: _Scored, reached: Floats) -> tuple[float, str]:
     """The LLM's threshold, and how it was chosen."""
-    if config.accept_above is not None:
-        return config.accept_above, "chosen by hand"
-    if (most := config.hard_negative_fp) is not None:
+    if settings.accept_above is not None:
+        return settings.accept_above, "chosen by hand"
+    if (most := settings.hard_negative_fp) is not None:
         hard = reached[scored.hard_negatives()]
         return threshold_for_flags(hard.tolist(), most), f"at most {most:.1%} of {len(hard)} hard negatives are flagged"
-    best = best_f1_threshold(scored.truth, reached, config.prevalence)
-    return four_digits(float(np.clip(best, 0.0, 1.0))), f"best F1 at a prevalence of {config.prevalence}"
+    best = best_f1_threshold(scored.truth, reached, settings.prevalence)
+    return four_digits(float(np.clip(best, 0.0, 1.0))), f"best F1 at a prevalence of {settings.prevalence}"
 
 
 def _on_marketplace(scored: _Scored, prefilter_below: float, above: float) -> dict[str, dict[str, AtThreshold]]:
@@ -224,19 +247,23 @@ def _at(scored: _Scored, of_source: Bools, flagged: Bools) -> AtThreshold:
     )
 
 
-def _chosen_on(rows: Sequence[Row], found: Calibrated) -> dict[str, Any]:
-    return {
-        "rows": len(rows), "rows_sha256": rows_hash(rows), "chosen": found.chosen,
-        "marketplace": to_builtins(found.marketplace),
+def _write(config: CalibrateConfig, loaded: Loaded, found: Calibrated) -> None:
+    prefilter, calibration = _prefilter(loaded), loaded.chain.calibration
+    assert prefilter is not None, "work_out has checked it"
+    assert calibration is not None, "work_out has checked it"
+    weights_file = config.adapter / "adapter_model.safetensors"
+    notes = {
+        "method": "platt", "a": found.a, "b": found.b, "adapter_sha256": file_sha256(weights_file),
+        "fitted_at_prevalence": found.settings.prevalence, "rows": found.platt_rows, "rows_sha256": found.platt_sha256,
+        "thresholds": {
+            "settings": found.settings, "chosen": found.chosen, "rows": found.threshold_rows,
+            "rows_sha256": found.threshold_sha256, "marketplace": found.marketplace,
+        },
     }  # fmt: skip
-
-
-def _write(config: CalibrateConfig, loaded: Loaded, prefilter: str, found: Calibrated, notes: dict[str, Any]) -> None:
-    assert loaded.chain.calibration is not None, "calibrate has checked it"
-    adapter = hashlib.sha256((config.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     met = f"recall {found.recall:.3f} of {found.violations}, lower bound {found.recall_lower_bound:.3f}"
-    write_json(loaded.folder / loaded.chain.calibration, {"method": "platt", "adapter_sha256": adapter, **notes})
-    task_toml = loaded.folder / "task.toml"
-    write_into(task_toml, prefilter, {"accept_below": found.prefilter_below}, f"{met} >= {config.recall}")
     both = {"accept_above": found.accept_above, "accept_below": found.accept_above}
-    write_into(task_toml, loaded.chain.name, both, found.chosen)
+    write_json(loaded.folder / calibration, notes)
+    task_toml = loaded.folder / "task.toml"
+    target = f"{met} >= {found.settings.recall}"
+    write_thresholds(task_toml, prefilter, {"accept_below": found.prefilter_below}, target)
+    write_thresholds(task_toml, loaded.chain.name, both, found.chosen)

@@ -1,63 +1,166 @@
-"""`lab reproduce`: frozen sets, evaluation and attack suite anew, compared with the committed results."""
+"""`lab reproduce`: frozen sets, calibration, evaluation and attack suite made anew from the shipped artifacts, and
+compared with the task's committed `results/`, or written there.
+"""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs, to_builtins
 
-from gateway.lab.attack import attack
-from gateway.lab.evaluate import METRICS, EvalConfig, evaluate
-from gateway.lab.frozen import RECIPES, build_frozen
+from gateway.lab.agreement import Difference, compare
+from gateway.lab.attack import SUITE, attack
+from gateway.lab.calibrate_task import CalibrateConfig, Settings, work_out
+from gateway.lab.evaluate import METRICS, EvalConfig, evaluate, write_json
+from gateway.lab.frozen import RECIPES, UNSEEN, build_frozen
 from gateway.lab.rows import LabError
+from gateway.lab.systems import load_task
 
 RESULTS = "results"
-TOLERANCE = 0.01
-"""Batch sizes and processors move low-order bits of an LLM's log-probs, and with them a few decisions."""
-_COMPARED = ("value", "f1", "routed_at_production", "partial_auc_10", "macro_pass_rate")
+SETS = (*RECIPES, UNSEEN)
+GATED = "eval-10k"
+"""The set whose report the gate reads."""
+MANIFEST, CALIBRATION, ATTACK = "manifest", "calibration", "attack"
 
 
-class Difference(NamedTuple):
-    """A number that came out otherwise."""
+class ReproduceConfig(Struct, frozen=True, kw_only=True):
+    """`evaluation` names home, task, models and systems; its `data` is not used and its `out` holds one run per set.
 
-    result: str
-    number: str
-    committed: float
-    now: float
-
-
-def reproduce(config: EvalConfig, sources: Path, corpus: Path) -> list[Difference]:
-    """Write sets and results to `config.out`; returns every difference beyond the tolerance from the results in the
-    task's folder. `config.data` is not used. Raises LabError where there is nothing to compare with.
+    `sets` None means all: in a comparison, all that are committed.
     """
-    committed = config.home / "tasks" / config.task / RESULTS
-    if not committed.is_dir():
-        raise LabError(f"{committed}: there are no committed results to compare with")
-    build_frozen(sources, corpus, config.out / "data")
-    differences: list[Difference] = []
-    for name in RECIPES:
-        run = config.out / name
-        evaluate(structs.replace(config, data=config.out / "data" / f"{name}.jsonl.gz", out=run))
-        differences += compare(name, _read(committed / f"{name}.json"), _read(run / METRICS))
-    attack(config.home, config.task, config.out / "attack", config.base, config.readings, adapter=config.adapter)
-    differences += compare("attack", _read(committed / "attack.json"), _read(config.out / "attack" / METRICS))
-    return differences
+
+    evaluation: EvalConfig
+    sources: Path
+    corpus: Path
+    sets: tuple[str, ...] | None = None
+
+    @property
+    def task_folder(self) -> Path:
+        """Where the results belong."""
+        return self.evaluation.home / "tasks" / self.evaluation.task
 
 
-def compare(result: str, committed: Any, now: Any, path: str = "") -> Iterator[Difference]:
-    """Every estimate, wherever it stands, against the committed one; interval ends are not compared on their own."""
-    if isinstance(committed, Mapping) and isinstance(now, Mapping):
-        for key in committed:
-            place = f"{path}.{key}" if path else key
-            if key in _COMPARED and isinstance(committed[key], int | float):
-                value = now.get(key)
-                if not isinstance(value, int | float) or abs(value - committed[key]) > TOLERANCE:
-                    yield Difference(result, place, committed[key], value if value is not None else float("nan"))
-            elif key != "curves":
-                yield from compare(result, committed[key], now.get(key), place)
-    elif isinstance(committed, Mapping):
-        yield Difference(result, path, committed.get("value", float("nan")), float("nan"))
+class Reproduced(Struct, frozen=True):
+    """Results by name as they are committed, without the points of plots; and what was left out, and why."""
+
+    results: dict[str, Any]
+    skipped: list[str]
+
+
+class Agreement(Struct, frozen=True):
+    """What a comparison found."""
+
+    compared: int
+    differences: list[Difference]
+    skipped: list[str]
+
+
+def agreement(config: ReproduceConfig) -> Agreement:
+    """Make anew what is committed, and compare. Raises LabError where there is nothing to compare with."""
+    committed = {path.stem: _read(path) for path in sorted((config.task_folder / RESULTS).glob("*.json"))}
+    if not committed:
+        raise LabError(f"{config.task_folder / RESULTS}: there are no committed results; write some with --write")
+    made = _made(config, [name for name in config.sets or SETS if name in committed])
+    missing = [f"{name}: no result of it is committed" for name in config.sets or SETS if name not in committed]
+    found = [
+        compare(name, _without(before, config.evaluation.systems), made.results[name])
+        for name, before in committed.items()
+        if name in made.results
+    ]
+    return Agreement(
+        compared=sum(c.compared for c in found),
+        differences=[d for c in found for d in c.differences],
+        skipped=[*missing, *made.skipped],
+    )
+
+
+def write_results(config: ReproduceConfig) -> Reproduced:
+    """Make anew and commit to the task's folder: `results/`, and metrics.json for the gate. Nothing is written before
+    everything is made. Raises LabError.
+    """
+    made = _made(config, config.sets or SETS)
+    for name, result in made.results.items():
+        _replace(config.task_folder / RESULTS / f"{name}.json", result)
+    if GATED in made.results:
+        _replace(config.task_folder / METRICS, made.results[GATED])
+    return made
+
+
+def _made(config: ReproduceConfig, sets: Sequence[str]) -> Reproduced:
+    evaluation, out = config.evaluation, config.evaluation.out
+    manifest = build_frozen(config.sources, config.corpus, out / "data")
+    results: dict[str, Any] = {MANIFEST: manifest}
+    skipped = [f"{name}: left out, as asked" for name in ("previous", "prompted") if name not in evaluation.systems]
+    skipped += [f"{name}: this source is absent" for name in manifest["absent_sources"]]
+    for name in sets:
+        if not manifest["sets"][name]["violations"]:
+            skipped.append(f"{name}: the corpus has no messages for it")
+            continue
+        data = out / "data" / f"{name}.jsonl.gz"
+        results[name] = _plain(evaluate(structs.replace(evaluation, data=data, out=out / name)))
+    for name, part in ((ATTACK, _attacked), (CALIBRATION, _calibrated)):
+        found = part(config)
+        if isinstance(found, str):
+            skipped.append(f"{name}: {found}")
+        else:
+            results[name] = found
+    return Reproduced(results, skipped)
+
+
+def _attacked(config: ReproduceConfig) -> Any:
+    """The suite's result, or why there is none."""
+    e = config.evaluation
+    if not (config.task_folder / SUITE).exists():
+        return "the task has no suite"
+    return _plain(attack(e.home, e.task, e.out / ATTACK, e.base, e.readings, adapter=e.adapter, threads=e.threads))
+
+
+def _calibrated(config: ReproduceConfig) -> Any:
+    """What calibrating again would write, with the settings that the calibration's file keeps; or why there is none."""
+    e = config.evaluation
+    chain = load_task(e.home, e.task).chain
+    if chain.calibration is None or e.adapter is None:
+        return "the task has no calibration of an adapter"
+    notes = _read(config.task_folder / chain.calibration)
+    settings = notes.get("thresholds", {}).get("settings") if isinstance(notes, Mapping) else None
+    if settings is None:
+        return f"{chain.calibration} does not say how it was made: it was not written by `lab calibrate`"
+    return _plain(work_out(CalibrateConfig(
+        home=e.home, task=e.task, sources=config.sources, corpus=config.corpus, base=e.base, adapter=e.adapter,
+        readings=e.readings, threads=e.threads, settings=msgspec.convert(settings, Settings),
+    )))  # fmt: skip
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = to_builtins(found)
+    return {key: value for key, value in plain.items() if key != "curves"}
+
+
+def _without(committed: Any, systems: Sequence[str]) -> Any:
+    """A committed result without the systems that were left out this time."""
+    if not isinstance(committed, Mapping) or "systems" not in committed:
+        return committed
+    left_out = {"previous", "prompted"} - set(systems)
+    kept = {name: value for name, value in committed["systems"].items() if name not in left_out}
+    lift = {name: value for name, value in committed["lift"].items() if name.split()[-1] not in left_out}
+    return {**committed, "systems": kept, "lift": lift}
+
+
+def stated(results: Mapping[str, Any]) -> Iterator[str]:
+    """A line per result: what a reader looks for first."""
+    for name, found in results.items():
+        if "systems" in found:
+            auc = found["systems"]["tuned"]["auc"]
+            yield f"{name}: fine-tuned AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})"
+
+
+def _replace(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    fresh = path.with_suffix(".part")
+    write_json(fresh, value)
+    os.replace(fresh, path)
 
 
 def _read(path: Path) -> Any:

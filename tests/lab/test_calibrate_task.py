@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from gateway.lab import calibrate_task
-from gateway.lab.calibrate_task import CalibrateConfig, calibrate
+from gateway.lab.calibrate_task import CalibrateConfig, Settings, calibrate
 from gateway.lab.cnn_mix import CnnMixConfig, read_pools
 from gateway.lab.mix import MixConfig, moderation_mix
-from gateway.lab.rows import LabError, Row, read_corpus, read_public
+from gateway.lab.rows import LabError, Row
 from gateway.lab.systems import load_task
 from tests.lab.small_world import World
 
@@ -23,13 +23,13 @@ def config(world: World, tmp_path: Path) -> CalibrateConfig:
     shutil.copytree(world.home, tmp_path / "home")
     return CalibrateConfig(
         home=tmp_path / "home", task="small", sources=world.sources, corpus=world.corpus, base=world.base,
-        adapter=world.base / "adapter", readings=world.readings, recall=0.5,
+        adapter=world.base / "adapter", readings=world.readings, settings=Settings(recall=0.5),
     )  # fmt: skip
 
 
-def rows_of(world: World) -> list[Row]:
-    """All rows of the small world."""
-    return [*read_public(world.sources, ["convabuse", "uci_sms_spam", "multidogo"])[0], *read_corpus(world.corpus)]
+def chosen(config: CalibrateConfig, **settings: Any) -> CalibrateConfig:
+    """With other settings."""
+    return msgspec.structs.replace(config, settings=msgspec.structs.replace(config.settings, **settings))
 
 
 def test_rows_that_fit_platt_serve_nothing_else(
@@ -61,7 +61,7 @@ def test_rows_that_fit_platt_serve_nothing_else(
 
 def test_what_is_written_is_what_serves(config: CalibrateConfig) -> None:
     """Thresholds in task.toml are those that were found, with how they were chosen; the task loads with them."""
-    found = calibrate(msgspec.structs.replace(config, hard_negative_fp=0.2))
+    found = calibrate(chosen(config, hard_negative_fp=0.2))
     chain = load_task(config.home, "small").chain
     assert (chain.accept_above, chain.accept_below) == (found.accept_above, found.accept_above)
     text = (config.home / "tasks/small/task.toml").read_text()
@@ -71,7 +71,7 @@ def test_what_is_written_is_what_serves(config: CalibrateConfig) -> None:
 
 def test_hard_negatives_bound_what_the_cascade_flags(config: CalibrateConfig) -> None:
     """Of the marketplace's hard negatives no more than the share is flagged, and a laxer bound flags no fewer."""
-    strict, lax = (calibrate(msgspec.structs.replace(config, hard_negative_fp=share)) for share in (0.1, 0.4))
+    strict, lax = (calibrate(chosen(config, hard_negative_fp=share)) for share in (0.1, 0.4))
     assert strict.accept_above >= lax.accept_above
     for found, share in ((strict, 0.1), (lax, 0.4)):
         parts = [systems["cascade"] for systems in found.marketplace.values()]
@@ -96,5 +96,5 @@ def test_what_cannot_be_calibrated_leaves_the_task_alone(
     folder = config.home / "tasks/small"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(LabError, match=says):
-        calibrate(msgspec.structs.replace(config, **change))
+        calibrate(chosen(config, **change))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -2,7 +2,7 @@
 --
 -- KEYS  the epoch, the open reservations, the lock of whoever rebuilds.
 -- ARGV  1 the new epoch, 2 the prefix of counters, 3 the prefix of records,
---       4 JSON [[key, mode, used, limit, span], …] (the spans are those of take.v1),
+--       4 JSON [[key, mode, used, limit, span], …] (the spans are those of take.v2),
 --       5 JSON [[reservation, [[key, mode, resource, amount, limit, span], …]], …]: what is still under way.
 -- Returns 1, or 0 when another process was faster; then nothing is written.
 

@@ -1,15 +1,16 @@
--- take.v1: take every charge, or none.
+-- take.v2: take every charge, or none.
 --
 -- KEYS  one counter per charge; a reservation adds its record, the open reservations and the epoch.
 -- ARGV  1 who takes (an invocation or a reservation), 2 the epoch that must hold ('' at the door), then five per charge:
 --       mode, resource, limit, amount, span (gcra: period in us; window: its end in ms; held: lease in ms).
--- Returns {refused, wait_us, used, reset_us, used, reset_us, …}: `refused` is the place of the refused charge that has
--- to wait longest, 0 when all were taken; wait_us is -1 where waiting never helps. Returns 'stale' when the epoch is
--- another one: the counters are not to be trusted before they are rebuilt.
+-- Returns {refused, wait_us, used, reset_us, near, used, reset_us, near, …}: `refused` is the place of the refused charge
+-- that has to wait longest, 0 when all were taken; wait_us is -1 where waiting never helps. `near` is 1 once per window,
+-- whichever replica asks: for whoever reaches four fifths of the limit, or is refused by it first. Returns 'stale' when
+-- the epoch is another one: the counters are not to be trusted before they are rebuilt.
 --
 -- gcra keeps 'level at_us': what is used, leaking at limit / span. An amount of 0 looks and takes nothing.
 
-local FIELDS, HELD_RETRY_US, RECORD_MS, GRACE_MS = 5, 1000000, 86400000, 3600000
+local FIELDS, HELD_RETRY_US, RECORD_MS, GRACE_MS, SOFT = 5, 1000000, 86400000, 3600000, 0.8
 
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -62,6 +63,13 @@ function keep.held(charge)
   redis.call('PEXPIRE', charge.key, charge.span)
 end
 
+-- The mark has the limit in its name, so an edited one is told of anew. Rates have no window, and no mark.
+local function near(charge)
+  if charge.mode ~= 'window' or charge.amount == 0 or charge.reached < SOFT * charge.limit then return 0 end
+  local mark = string.format('%s:near:%.0f', charge.key, charge.limit)
+  return redis.call('SET', mark, 1, 'NX', 'PXAT', string.format('%.0f', charge.span + GRACE_MS)) and 1 or 0
+end
+
 if reserving then
   if redis.call('GET', KEYS[count + 3]) ~= epoch then return 'stale' end
   if redis.call('EXISTS', KEYS[count + 1]) == 1 then return {0, 0} end
@@ -75,6 +83,7 @@ for place = 1, count do
     amount = tonumber(ARGV[first + 3]), span = tonumber(ARGV[first + 4]),
   }
   look[charge.mode](charge)
+  charge.reached = charge.used + charge.amount
   charges[place] = charge
   if charge.amount > 0 and charge.used + charge.amount > charge.limit then
     local wait_us = charge.amount > charge.limit and math.huge or charge.wait_us
@@ -106,8 +115,9 @@ if reserving and refused == 0 then
 end
 
 local reply = {refused, longest_us == math.huge and -1 or math.ceil(longest_us)}
-for _, charge in ipairs(charges) do
+for place, charge in ipairs(charges) do
   reply[#reply + 1] = math.ceil(charge.used)
   reply[#reply + 1] = math.ceil(charge.reset_us)
+  reply[#reply + 1] = (refused == 0 or refused == place) and near(charge) or 0
 end
 return reply
