@@ -6,7 +6,7 @@ already in the ledger. Errors raised here were raised before anything was starte
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -17,6 +17,7 @@ from gateway.core import cascade
 from gateway.core.cache import Kept, cache_key, pack, unpack
 from gateway.core.clock import Clock
 from gateway.core.errors import BudgetExceeded, CascadeExhausted, GatewayError, Overloaded, Unavailable
+from gateway.core.flights import Claim, Flown, Lookout, Renewal, answered_elsewhere, patience_s
 from gateway.core.holds import hold_of
 from gateway.core.idempotency import Claims, replay
 from gateway.core.inference import Answer, Inference, Invocation, RateHeader
@@ -31,19 +32,29 @@ log = structlog.get_logger()
 class Admission(Struct, frozen=True):
     """What the store says at the door: the answer it keeps, if any, and how far the quotas are used.
 
-    `degraded`: the store is away, and the quotas were taken from this process's share.
+    `claim`: whose the run is that will give an answer that is not kept yet. `degraded`: the store is away, and the
+    quotas were taken from this process's share.
     """
 
     kept: bytes | None = None
     rates: tuple[RateHeader, ...] = ()
+    claim: Claim = "none"
     degraded: bool = False
 
 
-class Store(Reservations, Protocol):
+class Store(Reservations, Lookout, Protocol):
     """Everything shared and short-lived."""
 
-    async def admit(self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None) -> Admission:
-        """Take all charges or none, and look the answer up: one round trip. Raises QuotaExceeded, Unavailable."""
+    async def admit(
+        self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None, *, claims: bool = True
+    ) -> Admission:
+        """Take all charges or none, and look the answer up, or claim its run: one round trip.
+
+        Raises QuotaExceeded, Unavailable.
+        """
+
+    async def renew(self, invocation_id: str, cache_key: str) -> None:
+        """The claim of a run lasts on. Raises Unavailable."""
 
     async def finish(
         self,
@@ -51,8 +62,11 @@ class Store(Reservations, Protocol):
         held: Sequence[Charge],
         settlements: Sequence[Settlement],
         keep: tuple[str, bytes, int] | None,
+        claimed: str | None = None,
     ) -> None:
-        """Give back what is held, settle, and keep (key, answer, ttl_s): one round trip. Raises Unavailable."""
+        """Give back what is held, settle, keep (key, answer, ttl_s), and end the claim of the run `claimed`: one round
+        trip. Raises Unavailable.
+        """
 
 
 class Ledger(Intents, Protocol):
@@ -84,7 +98,7 @@ class Engine:
         self._team_limits, self._claims = team_limits, claims
         self._observer = observer or Nobody()
         self._free = permits
-        self._flights: dict[str, asyncio.Task[tuple[cascade.Outcome, Meter]]] = {}
+        self._flights: dict[str, asyncio.Task[Flown]] = {}
         self._running: set[asyncio.Task[Answer]] = set()
 
     async def invoke(self, task: LoadedTask, invocation: Invocation) -> Answer:
@@ -130,7 +144,7 @@ class Engine:
         """Answer, or repeat what was answered under the same Idempotency-Key. Raises Conflict too."""
         if self._claims is None or invocation.idempotency_key is None:
             return await self._answer(task, invocation)
-        if (recorded := await replay(self._claims, invocation, self._clock)) is not None:
+        if (recorded := await replay(self._claims, invocation, self._clock, patience_s(task.declared))) is not None:
             return Answer(recorded, replayed=True)
         answer = None
         try:
@@ -150,19 +164,20 @@ class Engine:
         admission = await self._admit(invocation, charges, key if reading else None)
         watch.lap("admit and cache")
         settlements: Sequence[Settlement] = ()
+        claim = admission.claim
         keep: tuple[str, bytes, int] | None = None
         try:
             if admission.kept is not None and (kept := unpack(admission.kept)) is not None:
                 inference = Inference(invocation=invocation, decision=kept.decision, cache="hit")
             else:
-                inference, settlements = await self._run(task, invocation, key)
+                inference, settlements, claim = await self._run(task, invocation, key, claim)
             inference = self._completed(task, inference, start_s)
             watch.lap("cascade")
             await self._ledger.record(inference)
             watch.lap("record")
             keep = self._keep(task, inference, key)
         finally:
-            await self._finish(invocation, charges, settlements, keep)
+            await self._finish(invocation, charges, settlements, keep, key if claim == "mine" else None)
         watch.lap("keep")
         return Answer(inference, admission.rates, degraded=admission.degraded, laps=tuple(watch.laps))
 
@@ -171,30 +186,41 @@ class Engine:
 
     async def _admit(self, invocation: Invocation, charges: Sequence[Charge], key: str | None) -> Admission:
         try:
-            return await self._store.admit(invocation.id, charges, key)
+            return await self._store.admit(invocation.id, charges, key, claims=not invocation.no_store)
         except Unavailable:
             # Cheap stages go on answering without the store; what needs money is refused where it is reserved.
             log.warning("store_unavailable", at="admit", task=invocation.task)
             return Admission(degraded=True)
 
-    async def _run(self, task: LoadedTask, invocation: Invocation, key: str) -> tuple[Inference, Sequence[Settlement]]:
+    async def _run(
+        self, task: LoadedTask, invocation: Invocation, key: str, claim: Claim
+    ) -> tuple[Inference, Sequence[Settlement], Claim]:
         """Run the cascade, or wait for the run of an identical invocation that is already under way."""
         if (flight := self._flights.get(key)) is not None and not invocation.no_cache:
-            outcome, _ = await asyncio.shield(flight)
-            return Inference(invocation=invocation, decision=outcome.decision, cache="shared"), ()
-        flight = asyncio.create_task(self._cascade(task, invocation))
+            shared = (await asyncio.shield(flight)).outcome
+            return Inference(invocation=invocation, decision=shared.decision, cache="shared"), (), claim
+        flight = asyncio.create_task(self._fly(task, invocation, key, claim))
         self._flights[key] = flight
         try:
-            outcome, meter = await flight
+            flown = await flight
         finally:
             if self._flights.get(key) is flight:
                 del self._flights[key]
-        return Inference(invocation=invocation, decision=outcome.decision, attempts=outcome.attempts), meter.settlements
+        decision, attempts = flown.outcome.decision, flown.outcome.attempts
+        inference = Inference(invocation=invocation, decision=decision, attempts=attempts, cache=flown.cache)
+        return inference, flown.settlements, flown.claim
 
-    async def _cascade(self, task: LoadedTask, invocation: Invocation) -> tuple[cascade.Outcome, Meter]:
+    async def _fly(self, task: LoadedTask, invocation: Invocation, key: str, claim: Claim) -> Flown:
+        """The answer of the process that is at it, if one is and gives it in time; else that of a run here."""
+        if claim == "other":
+            looked = await answered_elsewhere(self._store, invocation.id, key, patience_s(task.declared))
+            if looked.kept is not None and (kept := unpack(looked.kept)) is not None:
+                return Flown(cascade.Outcome((), kept.decision), cache="shared")
+            claim = looked.claim
         meter = Meter(invocation, self._limits(task, invocation), self._store, self._ledger, self._clock, self._zone)
-        outcome = await cascade.run(task.declared, task.steps, invocation.input, meter, self._clock)
-        return outcome, meter
+        with Renewal(lambda: self._store.renew(invocation.id, key)) if claim == "mine" else nullcontext():
+            outcome = await cascade.run(task.declared, task.steps, invocation.input, meter, self._clock)
+        return Flown(outcome, meter.settlements, claim)
 
     def _completed(self, task: LoadedTask, inference: Inference, start_s: float) -> Inference:
         """With its duration, and with a review where the item is held: a hold that was kept holds this item too."""
@@ -219,12 +245,13 @@ class Engine:
         charges: Sequence[Charge],
         settlements: Sequence[Settlement],
         keep: tuple[str, bytes, int] | None,
+        claimed: str | None,
     ) -> None:
         held = [charge for charge in charges if charge.mode == "held"]
-        if not (held or settlements or keep):
+        if not (held or settlements or keep or claimed):
             return
         try:
-            await self._store.finish(invocation.id, held, settlements, keep)
+            await self._store.finish(invocation.id, held, settlements, keep, claimed)
         except GatewayError:
             # The ledger has the truth; the sweeper settles what this could not.
             log.warning("store_unavailable", at="finish", task=invocation.task)

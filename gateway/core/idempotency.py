@@ -19,7 +19,6 @@ from gateway.core.inference import Attempt, CacheStatus, Decision, Inference, In
 # Longer than any inference; the time after which the key of a process that died may be used again.
 LEASE_S = 120.0
 _POLL_S = 0.05
-_PATIENCE_S = 15.0
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -77,12 +76,13 @@ def pack(inference: Inference) -> bytes:
     )
 
 
-async def replay(claims: Claims, invocation: Invocation, clock: Clock) -> Inference | None:
+async def replay(claims: Claims, invocation: Invocation, clock: Clock, patience_s: float) -> Inference | None:
     """What was recorded under the key, or None where it is now this invocation's to answer.
 
-    Raises Conflict for a key of another input, or one whose answer takes too long; Unavailable.
+    `patience_s` is the longest that an answer may take. Raises Conflict for a key of another input, or one whose answer
+    takes longer than that; Unavailable.
     """
-    give_up_s = clock.monotonic_s() + _PATIENCE_S
+    give_up_s = clock.monotonic_s() + patience_s
     while (held := await claims.claim(invocation, LEASE_S)).run_id != invocation.id:
         if held.input_hash != input_hash(invocation):
             raise Conflict("This Idempotency-Key was used with another input.")

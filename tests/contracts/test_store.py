@@ -97,6 +97,23 @@ async def test_a_kept_answer_is_found_by_everyone(stores: tuple[Store, Store]) -
     assert (await stores[1].admit("c", [], "other")).kept is None
 
 
+async def test_one_process_claims_the_run_of_an_answer(stores: tuple[Store, Store]) -> None:
+    """Who finds no answer claims its run, once over all processes; the claim ends with the answer, or without one, and
+    only by whoever has it; who does not want to keep the answer claims nothing.
+    """
+    one, two = stores
+    assert (await one.admit("z", [], "key", claims=False)).claim == "none"
+    assert (await one.admit("a", [], "key")).claim == "mine"
+    assert (await two.admit("b", [rate(5)], "key")).claim == (await two.look("b", "key")).claim == "other"
+    await two.finish("b", [], [], None, "key")
+    await two.renew("b", "key")
+    assert (await two.look("b", "key")).claim == "other"
+    await one.finish("a", [], [], None, "key")
+    assert (await two.look("b", "key")).claim == "mine"
+    await two.finish("b", [], [], ("key", b"answer", 60), "key")
+    assert (await one.look("a", "key")).kept == b"answer"
+
+
 async def test_permits_come_back_when_the_inference_ends(stores: tuple[Store, Store]) -> None:
     """Finish gives back exactly the permit of this inference."""
     for number in range(2):

@@ -18,6 +18,7 @@ from gateway.core.cascade import Finding, Runner, StageFailed, Step
 from gateway.core.clock import Clock
 from gateway.core.engine import Admission, Engine
 from gateway.core.errors import Conflict, GatewayError, NotFound, QuotaExceeded, Unavailable
+from gateway.core.flights import Looked
 from gateway.core.inference import Inference, Intent, RateHeader
 from gateway.core.keys import SCOPES, ApiKey, mint
 from gateway.core.loaded import LoadedTask
@@ -74,7 +75,9 @@ class MemoryStore:
         self.refuse: GatewayError | None = None
         self.admitted: list[str] = []
 
-    async def admit(self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None) -> Admission:
+    async def admit(
+        self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None, *, claims: bool = True
+    ) -> Admission:
         """One quota of 600 requests."""
         if self.refuse is not None:
             raise self.refuse
@@ -87,8 +90,16 @@ class MemoryStore:
         held: Sequence[Charge],
         settlements: Sequence[Settlement],
         keep: tuple[str, bytes, int] | None,
+        claimed: str | None = None,
     ) -> None:
         """Nothing is kept."""
+
+    async def look(self, invocation_id: str, cache_key: str) -> Looked:
+        """There is no other process."""
+        return Looked()
+
+    async def renew(self, invocation_id: str, cache_key: str) -> None:
+        """There is no claim."""
 
     async def reserve(self, reservation_id: str, charges: Sequence[Charge]) -> None:
         """Nothing is scarce."""

@@ -1,8 +1,8 @@
 """The Store and Reservations ports over the Redis protocol.
 
 Keys (behind the prefix `tg:`): `q:` counters, `r:` records of reservations, `open` reservations by time, `c:` kept
-answers, `epoch`, `budgets`, `replicas`, `keys:version`. The counters are no truth: the ledger is, and they can be
-rebuilt from it.
+answers, `f:` claims of runs, `epoch`, `budgets`, `replicas`, `keys:version`. The counters are no truth: the ledger is,
+and they can be rebuilt from it.
 """
 
 import asyncio
@@ -18,11 +18,13 @@ from gateway.adapters.redis.alone import OwnMemory
 from gateway.adapters.redis.line import Command, Line, Reply, Script
 from gateway.core.engine import Admission
 from gateway.core.errors import BudgetExceeded, QuotaExceeded, Unavailable
+from gateway.core.flights import LEASE_S, Looked
 from gateway.core.meter import Settlement
 from gateway.core.quotas import Charge, Standing, rate_headers, refusal, spent
 
 log = structlog.get_logger()
 
+_CLAIM_MS = int(LEASE_S * 1000)
 _REBUILD_LOCK_MS = 30_000
 _REBUILD_POLL_S = 0.05
 # A reservation that meets this many restarts of the store in a row gives up.
@@ -73,9 +75,10 @@ class RedisStore:
         self._settings = settings
         self._take, self._settle = Script("take.v1"), Script("settle.v1")
         self._rebuild, self._beat = Script("rebuild.v1"), Script("beat.v1")
+        self._look, self._claim = Script("look.v1"), Script("claim.v1")
         self._line = Line(
             settings.url,
-            (self._take, self._settle, self._rebuild, self._beat),
+            (self._take, self._settle, self._rebuild, self._beat, self._look, self._claim),
             connect_timeout_s=settings.connect_timeout_s,
             read_timeout_s=settings.read_timeout_s,
             failures=settings.failures,
@@ -99,14 +102,18 @@ class RedisStore:
                 await self._line.ask(("ZREM", self._key("replicas"), self._replica))
         await self._line.close()
 
-    async def admit(self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None) -> Admission:
+    async def admit(
+        self, invocation_id: str, charges: Sequence[Charge], cache_key: str | None, *, claims: bool = True
+    ) -> Admission:
         """Take all charges or none, and look the answer up: one round trip. Raises QuotaExceeded.
+
+        Where there is no answer and nobody is at it, its run is claimed, unless `claims` is false.
 
         While the store is away the charges are taken from this process's share (`degraded`), and nothing is kept.
         """
         commands = [self._taking(invocation_id, charges)] if charges else []
         if cache_key is not None:
-            commands.append(("GET", self._key("c", cache_key)))
+            commands.append(self._looking(invocation_id, cache_key, claims))
         if not commands:
             return Admission()
         try:
@@ -115,7 +122,17 @@ class RedisStore:
             return self._admit_alone(invocation_id, charges)
         self._recovered()
         standings = _standings(replies[0], charges, QuotaExceeded) if charges else []
-        return Admission(replies[-1] if cache_key is not None else None, rate_headers(standings))
+        looked = _looked(replies[-1]) if cache_key is not None else Looked()
+        return Admission(looked.kept, rate_headers(standings), claim=looked.claim)
+
+    async def look(self, invocation_id: str, cache_key: str) -> Looked:
+        """The answer, or a claim of its run: `mine` where nobody else has it. Raises Unavailable."""
+        (reply,) = await self._line.ask(self._looking(invocation_id, cache_key, True))
+        return _looked(reply)
+
+    async def renew(self, invocation_id: str, cache_key: str) -> None:
+        """The claim of a run lasts on. Raises Unavailable."""
+        await self._line.ask(self._claim((self._key("f", cache_key),), invocation_id, _CLAIM_MS))
 
     async def finish(
         self,
@@ -123,14 +140,20 @@ class RedisStore:
         held: Sequence[Charge],
         settlements: Sequence[Settlement],
         keep: tuple[str, bytes, int] | None,
+        claimed: str | None = None,
     ) -> None:
-        """Give back what is held, settle, and keep (key, answer, ttl_s): one round trip. Raises Unavailable."""
+        """Give back what is held, settle, keep (key, answer, ttl_s), and end the claim of the run `claimed`: one round
+        trip. Raises Unavailable.
+        """
         self._alone.give_back(invocation_id, held)
         commands: list[Command] = [("ZREM", self._counter(charge), invocation_id) for charge in held]
         commands += [self._settling(settlement) for settlement in settlements]
         if keep is not None:
             key, answer, ttl_s = keep
             commands.append(("SET", self._key("c", key), answer, "EX", ttl_s))
+        if claimed is not None:
+            # After the answer: whoever waits must never find neither.
+            commands.append(self._claim((self._key("f", claimed),), invocation_id, 0))
         if commands:
             await self._line.ask(*commands)
 
@@ -282,6 +305,10 @@ class RedisStore:
             arguments += (charge.mode, charge.resource, charge.limit, charge.amount, self._span(charge))
         return self._take(keys, holder, epoch, *arguments)
 
+    def _looking(self, who: str, cache_key: str, claims: bool) -> Command:
+        keys = (self._key("c", cache_key), self._key("f", cache_key))
+        return self._look(keys, who, _CLAIM_MS if claims else 0)
+
     def _settling(self, settlement: Settlement) -> Command:
         usage, id = settlement.usage, settlement.reservation_id
         keys = (self._key("r", id), self._key("open"))
@@ -301,6 +328,12 @@ class RedisStore:
 
     def _key(self, kind: str, name: str | None = None) -> str:
         return f"{self._settings.prefix}{kind}" if name is None else f"{self._settings.prefix}{kind}:{name}"
+
+
+def _looked(reply: Reply) -> Looked:
+    if isinstance(reply, bytes):
+        return Looked(reply)
+    return Looked(claim="none" if reply is None else "mine" if reply else "other")
 
 
 def _standings(
