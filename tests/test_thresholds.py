@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from charges import held, rate, settled, window
-from fault_server import FaultServer, serving, status
+from fault_server import FaultServer, Seen, serving, status
 from msgspec.structs import replace
 from stories import intent, invocation
 from structlog.testing import capture_logs
@@ -131,22 +131,20 @@ def test_the_log_and_everybody_else_hear_of_it() -> None:
     assert heard[0].resets_at == datetime(2027, 1, 15, 8, tzinfo=UTC)
 
 
-async def received(server: FaultServer, count: int) -> None:
-    """Returns when so many requests came in."""
-    async with asyncio.timeout(10):
-        while len(server.seen) < count:
-            await asyncio.sleep(0.01)
-
-
 async def test_the_operators_url_gets_it_also_at_the_second_try() -> None:
     """A receiver that fails is asked again; the body is the event."""
-    receiver = FaultServer(Tokenizer(models.BPE()))
-    receiver.script.extend([status(500), status(204)])
+    receiver, taken = FaultServer(Tokenizer(models.BPE())), asyncio.Event()
+
+    def take(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        status(204)(server, seen, writer)
+        taken.set()
+
+    receiver.script.extend([status(500), take])
     async with serving(receiver) as url:
         alerts = Alerts(f"{url}/generate", pauses_s=(0.0, 0.0))
         following = asyncio.create_task(alerts.follow())
         alerts.tell(near_limit(standing()))
-        await received(receiver, 2)
+        await asyncio.wait_for(taken.wait(), 10)
         following.cancel()
     said = receiver.seen[1].body
     assert (

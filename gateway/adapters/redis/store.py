@@ -21,6 +21,7 @@ from gateway.core.errors import BudgetExceeded, QuotaExceeded, Unavailable
 from gateway.core.flights import LEASE_S, Looked
 from gateway.core.meter import Settlement
 from gateway.core.quotas import Charge, Standing, rate_headers, refusal, spent
+from gateway.core.thresholds import Told, told_to_nobody
 
 log = structlog.get_logger()
 
@@ -65,15 +66,20 @@ class RedisStore:
     """Everything shared and short-lived. One per process and event loop; `start` before use, `close` at the end.
 
     `on_empty` is awaited, by one process at a time, when the server has started anew and its budgets cannot be
-    trusted: it reads the ledger and calls `rebuild`. Until that is done no reservation is made.
+    trusted: it reads the ledger and calls `rebuild`. Until that is done no reservation is made. `on_near` is told of
+    every quota that comes near its limit, once per window and limit.
     """
 
     def __init__(
-        self, settings: RedisSettings, on_empty: Callable[["RedisStore"], Awaitable[None]] | None = None
+        self,
+        settings: RedisSettings,
+        on_empty: Callable[["RedisStore"], Awaitable[None]] | None = None,
+        on_near: Told = told_to_nobody,
     ) -> None:
         self.on_empty = on_empty
+        self._on_near = on_near
         self._settings = settings
-        self._take, self._settle = Script("take.v1"), Script("settle.v1")
+        self._take, self._settle = Script("take.v2"), Script("settle.v1")
         self._rebuild, self._beat = Script("rebuild.v1"), Script("beat.v1")
         self._look, self._claim = Script("look.v1"), Script("claim.v1")
         self._line = Line(
@@ -121,7 +127,7 @@ class RedisStore:
         except Unavailable:
             return self._admit_alone(invocation_id, charges)
         self._recovered()
-        standings = _standings(replies[0], charges, QuotaExceeded) if charges else []
+        standings = self._standings(replies[0], charges, QuotaExceeded) if charges else []
         looked = _looked(replies[-1]) if cache_key is not None else Looked()
         return Admission(looked.kept, rate_headers(standings), claim=looked.claim)
 
@@ -165,7 +171,7 @@ class RedisStore:
             epoch = await self._line.server_id()
             (reply,) = await self._line.ask(self._taking(reservation_id, charges, epoch))
             if reply != b"stale":
-                _standings(reply, charges, BudgetExceeded)
+                self._standings(reply, charges, BudgetExceeded)
                 return
             await self._restored()
         raise Unavailable("The quota store keeps restarting.")
@@ -296,6 +302,21 @@ class RedisStore:
             log.exception("budgets_not_rebuilt")
             raise Unavailable("The budgets could not be rebuilt from the ledger.") from error
 
+    def _standings(
+        self, reply: Reply, charges: Sequence[Charge], error: type[QuotaExceeded] | type[BudgetExceeded]
+    ) -> list[Standing]:
+        """What the script said of each charge. Raises `error` where it refused one."""
+        refused, wait_us, *numbers = reply
+        said = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+        standings = []
+        for charge, (used, reset_us, near) in zip(charges, said, strict=False):
+            standings.append(Standing(charge, charge.limit, used, reset_us / 1e6))
+            if near:
+                self._on_near(standings[-1])
+        if refused:
+            raise refusal(error, standings[refused - 1], None if wait_us < 0 else wait_us / 1e6)
+        return standings
+
     def _taking(self, holder: str, charges: Sequence[Charge], epoch: str = "") -> Command:
         keys = [self._counter(charge) for charge in charges]
         if epoch:
@@ -334,18 +355,3 @@ def _looked(reply: Reply) -> Looked:
     if isinstance(reply, bytes):
         return Looked(reply)
     return Looked(claim="none" if reply is None else "mine" if reply else "other")
-
-
-def _standings(
-    reply: Reply, charges: Sequence[Charge], error: type[QuotaExceeded] | type[BudgetExceeded]
-) -> list[Standing]:
-    """What the script said of each charge. Raises `error` where it refused one."""
-    refused, wait_us, *numbers = reply
-    pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    standings = [
-        Standing(charge, charge.limit, used, reset_us / 1e6)
-        for charge, (used, reset_us) in zip(charges, pairs, strict=False)
-    ]
-    if refused:
-        raise refusal(error, standings[refused - 1], None if wait_us < 0 else wait_us / 1e6)
-    return standings
