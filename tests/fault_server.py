@@ -1,7 +1,7 @@
 """A real HTTP server that speaks TGI's wire API and OpenAI chat, and misbehaves on demand.
 
-Each request to a generation route takes the next behaviour of `script`, or `good` once that is used up. Everything that
-came in stands in `seen`.
+Each request to a generation route takes the next behaviour of `script`, or the `usual` one (`good`) once that is used
+up. Everything that came in stands in `seen`.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ class FaultServer:
         self.model_id = model_id
         self.says: list[dict[str, float]] = [{"B": -0.1, "A": -2.5, "C": -6.0}]
         self.script: deque[Behaviour] = deque()
+        self.usual: Behaviour = good
         self.seen: list[Seen] = []
         self.tokenized = 0
         self.gone = asyncio.Event()
@@ -65,7 +66,7 @@ class FaultServer:
         elif seen.path == "/v1/models":
             _write(writer, 200, {"object": "list", "data": [{"id": self.model_id, "object": "model"}]})
         else:
-            behaviour = self.script.popleft() if self.script else good
+            behaviour = self.script.popleft() if self.script else self.usual
             if (waiting := behaviour(self, seen, writer)) is not None:
                 await waiting
 
@@ -202,7 +203,7 @@ def status(code: int, error_type: str = "", **headers: str) -> Behaviour:
 
 def rubbish(body: bytes) -> Behaviour:
     """Answer 200 with any bytes."""
-    return lambda _, __, writer: _write_raw(writer, 200, body, {})
+    return lambda _, __, writer: write_answer(writer, 200, body, {})
 
 
 def uncounted(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
@@ -268,10 +269,11 @@ async def _read(reader: asyncio.StreamReader) -> Seen | None:
 
 
 def _write(writer: asyncio.StreamWriter, code: int, body: Any, headers: dict[str, str] | None = None) -> None:
-    _write_raw(writer, code, json.dumps(body).encode(), headers or {})
+    write_answer(writer, code, json.dumps(body).encode(), headers or {})
 
 
-def _write_raw(writer: asyncio.StreamWriter, code: int, body: bytes, headers: dict[str, str]) -> None:
+def write_answer(writer: asyncio.StreamWriter, code: int, body: bytes, headers: dict[str, str]) -> None:
+    """A whole answer."""
     lines = [f"HTTP/1.1 {code} x", "content-type: application/json", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)

@@ -15,7 +15,7 @@ from prove.budget import prove_budget, prove_cache
 from prove.death import prove_death
 from prove.serve import DEFECTS
 from prove.volume import prove_volume
-from prove.world import Check, world
+from prove.world import Check, Ground, ground, world
 
 TESTS = Path(__file__).parent.parent
 MACHINES = {
@@ -24,26 +24,26 @@ MACHINES = {
 }
 
 
-async def prove(rounds: int, seconds: float, rows: int, seed: int) -> list[Check]:
+async def prove(on: Ground, rounds: int, seconds: float, rows: int, seed: int) -> list[Check]:
     """All proofs, one after the other."""
     checks: list[Check] = []
-    async with world() as each:
+    async with world(on) as each:
         checks += _shown(await prove_budget(each))
-    async with world() as each:
+    async with world(on) as each:
         checks += _shown(await prove_cache(each))
     for name, files in MACHINES.items():
         checks += _shown([_pytest(name, files)])
     checks += _shown(await prove_volume(rows))
-    async with world() as each:
+    async with world(on) as each:
         checks += _shown(await prove_death(each, rounds, seconds, seed))
     return checks
 
 
-async def teeth() -> list[Check]:
+async def teeth(on: Ground) -> list[Check]:
     """Each defect, and the proof that must see it. A defect that nobody sees is a difference."""
     checks = []
     for defect in DEFECTS:
-        async with world(defect) as each:
+        async with world(on, defect) as each:
             found = await (prove_cache(each) if "cache" in defect else prove_budget(each, calls=20, requests=120))
         seen = [check.says for check in found if check.difference]
         checks += _shown([Check("teeth", defect, "; ".join(seen) or "NOT CAUGHT", 0 if seen else 1)])
@@ -72,8 +72,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20261122)
     asked = parser.parse_args()
     started = time.monotonic()
-    run = teeth() if asked.what == "teeth" else prove(asked.rounds, asked.seconds, asked.rows, asked.seed)
-    checks = asyncio.run(run)
+    with ground() as on:
+        run = teeth(on) if asked.what == "teeth" else prove(on, asked.rounds, asked.seconds, asked.rows, asked.seed)
+        checks = asyncio.run(run)
     table = Table(
         "proof", "what was counted", "seen", "difference", title=f"make prove{'-teeth' * (asked.what != 'all')}"
     )

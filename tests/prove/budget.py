@@ -8,6 +8,7 @@ from budgets import SLACK_NANO, ask, limit_team, message
 
 from gateway.adapters.sql.access import new_key
 from gateway.core.prices import from_nano, to_nano
+from prove.death import witnessed
 from prove.world import Check, World
 
 CLIENTS = 64
@@ -15,6 +16,8 @@ CLIENTS = 64
 
 async def prove_budget(world: World, calls: int = 100, requests: int = 480) -> Sequence[Check]:
     """Every second request is one that a rule answers. Every answer must have its row."""
+    # Nothing may be lost here, however slow the machine is.
+    world.declare(timeout_s=30, deadline_s=60)
     key = await new_key(world.postgres, "shop", frozenset({"invoke", "admin"}))
     with world.gateways(2) as up:
         async with up[0].client(key) as one, up[1].client(key) as two:
@@ -37,14 +40,17 @@ async def prove_budget(world: World, calls: int = 100, requests: int = 480) -> S
                 _, last = await ask(one, message(requests + len(said)))
                 said.append(last)
         at_once = await world.open_reservations()
-        booked = await world.booked()
+        booked, counted = await world.booked(), await world.counted()
+        verified, _ = await world.verified()
     cheap = [metadata for metadata in said if metadata.get("stage") == "rules"]
     given = [metadata["run_id"] for metadata in said if metadata.get("run_id")]
     name = "1 exact budget"
-    asked = len(world.model.asked)
+    asked = counted.requests
     return [
         Check(name, f"calls at the model, of {calls} that the budget covers", str(asked), asked - calls),
         Check(name, "calls in the ledger", str(booked.calls), booked.calls - calls),
+        *witnessed(name, world.model.counted, counted, booked),
+        Check(name, "`ledger verify --model-metrics`", f"status {verified}", verified),
         Check(name, "requests that a cheap stage answered", str(len(cheap)), len(cheap) - (requests - 1) // 2),
         Check(name, "answers without a row", f"of {len(given)}", len(set(given) - booked.runs)),
         Check(name, "reservations left", str(at_once), at_once),

@@ -10,60 +10,108 @@ from collections.abc import Sequence
 
 import httpx
 from budgets import ask, message
-from fault_server import hang, hang_up
+from fault_server import hang_up
+from msgspec import Struct, field
 from postgres import restart
 from stack import Gateway
 
 from gateway.adapters.sql.access import new_key
-from prove.world import Check, World, kill
+from prove.witness import FAULTS, Count
+from prove.world import Booked, Check, World, kill
 
 BUDGET = '[[quota]]\nresource = "cost"\nlimit = "1000.00"\nper = "month"\nscope = ["task"]\n'
-# Killing a gateway costs seconds of start-up, so it comes up less often than the rest.
-DEATHS = ("clients", "model", "model", "valkey", "clients", "model", "valkey", "postgres", "gateway")
+# What costs more time comes up less often.
+DEATHS = ("clients", "clients", "model", "model", "valkey", "valkey", "postgres", "gateway")
 REQUESTS = 16
+
+
+class Fleet(Struct):
+    """Gateways that serve, and those that come up in the place of dead ones meanwhile."""
+
+    world: World
+    up: list[Gateway]
+    coming: list["asyncio.Task[Gateway]"] = field(default_factory=list)
+
+    async def kill_one(self, dice: random.Random) -> None:
+        """The whole process group at once; never the last one that serves."""
+        if len(self.up) < 2:
+            await self.arrive(whoever=True)
+        victim = self.up.pop(dice.randrange(len(self.up)))
+        # The server is a parent and its worker, in a group of their own.
+        os.killpg(victim.child.process.pid, signal.SIGKILL)
+        victim.child.process.wait()
+        self.coming.append(asyncio.create_task(asyncio.to_thread(self.world.gateway)))
+
+    async def arrive(self, *, whoever: bool = False) -> None:
+        """Take in those that are ready; wait for them all with `whoever`."""
+        if whoever and self.coming:
+            await asyncio.wait(self.coming)
+        ready = [each for each in self.coming if each.done()]
+        self.coming = [each for each in self.coming if not each.done()]
+        self.up += [each.result() for each in ready]
 
 
 async def prove_death(world: World, rounds: int, seconds: float, seed: int) -> Sequence[Check]:
     """At most so many rounds, for at most so long."""
     dice, started = random.Random(seed), time.monotonic()
-    task = world.home / "tasks/manners/task.toml"
-    task.write_text(f"{task.read_text('utf-8')}\n{BUDGET}", "utf-8")
+    # A model that hangs is given up soon, so that rounds of it are short.
+    world.declare(timeout_s=1.0, deadline_s=2.0, more=BUDGET)
     key = await new_key(world.postgres, "shop", frozenset({"invoke"}))
     given: list[str] = []
     done, deaths = 0, dict.fromkeys(dict.fromkeys(DEATHS), 0)
     with world.gateways(2) as up:
+        fleet = Fleet(world, up)
         while done < rounds and time.monotonic() - started < seconds:
             death = dice.choice(DEATHS)
-            given += await _round(world, up, key, done, death, dice)
+            given += await _round(fleet, key, done, death, dice)
+            await fleet.arrive()
             deaths[death] += 1
             done += 1
+        await fleet.arrive(whoever=True)
         booked = await world.settled_down()
         open_after = await world.open_reservations()
-    counted, most = world.counted_tokens(), booked.settled + booked.unsettled
-    name = "2 random death"
+        counted = await world.counted()
+        verified, words = await world.verified()
     died = ", ".join(f"{count} {what}" for what, count in deaths.items())
-    gap = f"{booked.settled} ≤ {counted} ≤ {most} (gap {most - booked.settled})"
+    took = f"{done} in {time.monotonic() - started:.0f} s"
+    name = "2 random death"
+    if verified:
+        print(words)
     return [
-        Check(name, f"rounds (seed {seed}): {died}", str(done), 0 if done else 1),
-        Check(name, "settled ≤ tokens at the model", gap, max(0, booked.settled - counted)),
-        Check(name, "tokens at the model ≤ settled + unsettled", gap, max(0, counted - most)),
+        Check(name, f"rounds (seed {seed}): {died}", took, rounds - done),
+        *witnessed(name, world.model.counted, counted, booked),
+        Check(name, "`ledger verify --model-metrics`", f"status {verified}", verified),
         Check(name, "reservations and intents left", f"{open_after} + {booked.intents}", open_after + booked.intents),
         Check(name, "answers without a row", f"of {len(given)}", len(set(given) - booked.runs)),
     ]
 
 
-async def _round(world: World, up: list[Gateway], key: str, number: int, death: str, dice: random.Random) -> list[str]:
+def witnessed(name: str, proxy: Count, server: Count, booked: Booked) -> Sequence[Check]:
+    """Settled ≤ the proxy's count = the server's own ≤ settled + unsettled, for requests' prompts and for answers."""
+    most = booked.settled + booked.unsettled
+    same = abs(proxy.requests - server.requests)
+    checks = [Check(name, "requests: proxy = server's own", f"{proxy.requests:,} = {server.requests:,}", same)]
+    for way in ("input_tokens", "output_tokens"):
+        low, seen, own, high = (getattr(each, way) for each in (booked.settled, proxy, server, most))
+        line = f"{low:,} ≤ {seen:,} = {own:,} ≤ {high:,} (gap {high - low:,})"
+        off = max(0, low - seen) + abs(seen - own) + max(0, own - high)
+        checks.append(Check(name, f"{way}: settled ≤ proxy = server's own ≤ settled + unsettled", line, off))
+    return checks
+
+
+async def _round(fleet: Fleet, key: str, number: int, death: str, dice: random.Random) -> list[str]:
     """The runs that were answered while something died."""
+    model = fleet.world.model
     if death == "model":
-        world.model.script.extend([dice.choice((hang, hang_up)), hang_up])
+        model.script.extend([dice.choice(FAULTS), dice.choice(FAULTS), hang_up])
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(each.client(key)) for each in up]
+        clients = [await stack.enter_async_context(each.client(key)) for each in fleet.up]
         numbers = [number * REQUESTS + i for i in range(REQUESTS)]
-        asked = [asyncio.create_task(_run_id(clients[n % 2], message(n))) for n in numbers]
+        asked = [asyncio.create_task(_run_id(clients[n % len(clients)], message(n))) for n in numbers]
         await asyncio.sleep(dice.uniform(0, 0.15))
-        await _die(world, up, asked, death, dice)
+        await _die(fleet, asked, death, dice)
         said = await asyncio.gather(*asked, return_exceptions=True)
-    world.model.script.clear()
+    model.script.clear()
     return [run_id for run_id in said if isinstance(run_id, str)]
 
 
@@ -74,21 +122,15 @@ async def _run_id(client: httpx.AsyncClient, text: str) -> str | None:
     return None
 
 
-async def _die(
-    world: World, up: list[Gateway], asked: list["asyncio.Task[str | None]"], death: str, dice: random.Random
-) -> None:
+async def _die(fleet: Fleet, asked: list["asyncio.Task[str | None]"], death: str, dice: random.Random) -> None:
     match death:
         case "clients":
             for each in dice.sample(asked, REQUESTS // 2):
                 each.cancel()
         case "valkey":
-            kill(world.valkey.pid)
-            world.valkey.start()
+            kill(fleet.world.valkey.pid)
+            fleet.world.valkey.start()
         case "postgres":
-            await asyncio.to_thread(restart, world.postgres)
+            await asyncio.to_thread(restart, fleet.world.postgres)
         case "gateway":
-            place = dice.randrange(len(up))
-            # The server is a parent and its worker, in a group of their own.
-            os.killpg(up[place].child.process.pid, signal.SIGKILL)
-            up[place].child.process.wait()
-            up[place] = await asyncio.to_thread(world.gateway)
+            await fleet.kill_one(dice)

@@ -1,4 +1,4 @@
-"""What every proof stands on: a home, stores that can die, a model that counts, gateways that can be killed."""
+"""What every proof stands on: a home, stores that can die, a model server with a witness, gateways to be killed."""
 
 import asyncio
 import os
@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from budgets import counting_model
-from fault_server import FaultServer
+from fault_server import serving
 from msgspec import Struct
-from postgres import running_postgres
+from postgres import fresh_database, migrated_template, running_postgres
 from sqlalchemy import func, select
-from stack import MIGRATIONS, ROOT, Gateway, make_home
-from tiny_llm import _tokenizer
+from stack import MANNERS, MIGRATIONS, ROOT, Gateway, llm_process, make_home
+from tiny_llm import tiny_model
+from tokenizers import Tokenizer
 
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.sql.database import Database
@@ -23,6 +23,9 @@ from gateway.adapters.sql.migrate import upgrade
 from gateway.adapters.sql.tables import inference, intent, model_call
 from gateway.local.child import Child, free_port
 from gateway.local.valkey import Valkey
+from prove.witness import Count, Witness
+
+MODEL = 'model = "tiny"\n'
 
 
 class Check(Struct, frozen=True):
@@ -35,39 +38,57 @@ class Check(Struct, frozen=True):
 
 
 class Booked(Struct, frozen=True):
-    """What the ledger says: calls, input tokens settled and unsettled, open intents, recorded runs."""
+    """What the ledger says: calls, what they settled and left unsettled, open intents, recorded runs."""
 
     calls: int
-    settled: int
-    unsettled: int
+    settled: Count
+    unsettled: Count
     intents: int
     runs: frozenset[str]
 
 
+class Ground(Struct, frozen=True):
+    """What the proofs share: a Postgres, a model folder, and the URL of the model server that serves it."""
+
+    postgres: str
+    model: Path
+    server: str
+
+
 class World(Struct):
-    """`defect` is seeded in every gateway."""
+    """`defect` is seeded in every gateway. `before` is what the model server had counted when this world began."""
 
     home: Path
     postgres: str
     valkey: Valkey
-    model: FaultServer
+    model: Witness
     llm: str
+    server: str
+    before: Count
     defect: str = ""
 
-    def gateway(self) -> Gateway:
-        """Start one; it is ready when this returns."""
-        port = free_port()
-        env = {
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment of a gateway, and of the commands beside it."""
+        return {
             "GATEWAY_HOME": str(self.home),
             "GATEWAY_DATABASE_URL": self.postgres,
             "GATEWAY_REDIS_URL": self.valkey.url,
-            "GATEWAY_PORT": str(port),
-            "GATEWAY_SWEEP_S": "1",
-            "GATEWAY_ORPHAN_AFTER_S": "12",
             "LLM_URL": self.llm,
             "PROVE_DEFECT": self.defect,
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
         }
+
+    def declare(self, timeout_s: float, deadline_s: float, more: str = "") -> None:
+        """The task with these bounds for its model, and with `more` at its end."""
+        bounds = f'model = "tiny"\ntimeout_s = {timeout_s}\ndeadline_s = {deadline_s}\n'
+        text = f"{MANNERS.replace(MODEL, bounds)}\n{more}"
+        (self.home / "tasks/manners/task.toml").write_text(text, "utf-8")
+
+    def gateway(self) -> Gateway:
+        """Start one; it is ready when this returns."""
+        port = free_port()
+        env = {"GATEWAY_PORT": str(port), "GATEWAY_SWEEP_S": "1", "GATEWAY_ORPHAN_AFTER_S": "12", **self.settings}
         log = self.home / "logs" / f"{port}.log"
         child = Child("gateway", [sys.executable, "-m", "prove.serve"], log, env)
         child.wait_ready(f"http://127.0.0.1:{port}/health/ready", 90)
@@ -85,22 +106,34 @@ class World(Struct):
             for each in running:
                 each.child.stop()
 
-    def counted_tokens(self) -> int:
-        """Input tokens that reached the model, by its own tokeniser."""
-        return sum(len(self.model.tokenizer.encode(seen.body["inputs"]).ids) for seen in self.model.asked)
+    async def counted(self) -> Count:
+        """What the model server itself says that it has counted since this world began."""
+        return await self.model.at_the_server() - self.before
+
+    async def verified(self) -> tuple[int, str]:
+        """Status and words of `gateway ledger verify` against the live model server."""
+        since = ("--since-input", str(self.before.input_tokens), "--since-output", str(self.before.output_tokens))
+        command = ("ledger", "verify", "--model-metrics", f"{self.server}/metrics", *since)
+        run = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", *command, env={**os.environ, **self.settings, "COLUMNS": "120"},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        words, _ = await run.communicate()
+        return run.returncode or 0, words.decode()
 
     async def booked(self) -> Booked:
         """The ledger now."""
         database = Database(self.postgres)
         try:
             async with database.begin() as connection:
-                tokens = func.coalesce(func.sum(model_call.c.input_tokens), 0)
-                calls = (await connection.execute(select(func.count()).select_from(model_call))).scalar_one()
-                settled = (await connection.execute(select(tokens).where(model_call.c.settled))).scalar_one()
-                lost = (await connection.execute(select(tokens).where(model_call.c.settled.is_(False)))).scalar_one()
+                tokens = [func.coalesce(func.sum(model_call.c[f"{way}_tokens"]), 0) for way in ("input", "output")]
+                sums = select(func.count(), *tokens)
+                settled = (await connection.execute(sums.where(model_call.c.settled))).one()
+                lost = (await connection.execute(sums.where(model_call.c.settled.is_(False)))).one()
                 intents = (await connection.execute(select(func.count()).select_from(intent))).scalar_one()
                 runs = frozenset((await connection.execute(select(inference.c.id))).scalars())
-                return Booked(calls, int(settled), int(lost), intents, runs)
+                counts = [Count(*map(int, found)) for found in (settled, lost)]
+                return Booked(settled[0] + lost[0], *counts, intents, runs)
         finally:
             await database.aclose()
 
@@ -128,19 +161,28 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """A Postgres and a model server, the tiny random one that the tests have too."""
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder, running_postgres() as postgres:
+        model = tiny_model(Path(folder) / "model")
+        with llm_process(model, Path(folder) / "llm.log") as (server, _):
+            yield Ground(postgres, model, server)
+
+
 @asynccontextmanager
-async def world(defect: str = "") -> AsyncIterator[World]:
-    """Everything but the gateways, in a folder of its own."""
-    with tempfile.TemporaryDirectory(prefix="prove-") as folder, running_postgres() as server:
-        model_folder = Path(folder) / "model"
-        model_folder.mkdir()
-        _tokenizer(model_folder)
-        await upgrade(server, MIGRATIONS)
-        home = make_home(Path(folder) / "home", model_folder / "tokenizer.json")
-        valkey = Valkey()
+async def world(on: Ground, defect: str = "") -> AsyncIterator[World]:
+    """Everything but the gateways, with a database, a Valkey and a witness of its own."""
+    template = await migrated_template(on.postgres, lambda url: upgrade(url, MIGRATIONS))
+    tokenizer = on.model / "tokenizer.json"
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        home = make_home(Path(folder), tokenizer)
+        model, valkey = Witness(Tokenizer.from_file(str(tokenizer)), on.server), Valkey()
         valkey.start()
         try:
-            async with counting_model(model_folder) as (model, llm):
-                yield World(home, server, valkey, model, llm, defect)
+            async with fresh_database(on.postgres, template) as database, serving(model) as llm:
+                before = await model.at_the_server()
+                yield World(home, database, valkey, model, llm, on.server, before, defect)
         finally:
+            await model.aclose()
             valkey.remove()
