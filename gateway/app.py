@@ -26,15 +26,23 @@ from gateway.adapters.sql.gpu_hours import SqlGpuHours
 from gateway.adapters.sql.keys import SqlKeys
 from gateway.adapters.sql.ledger import SqlLedger, open_ledger
 from gateway.adapters.sql.migrate import is_current, prepare_partitions
+from gateway.adapters.sql.outbox import SqlOutbox
+from gateway.adapters.sql.review_book import SqlReviewBook
+from gateway.adapters.sql.review_sweep import SqlReviewSweep
+from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
 from gateway.adapters.sql.spending import SqlSpending
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.usage import SqlUsage
+from gateway.adapters.sql.webhooks import SqlWebhooks
+from gateway.adapters.webhooks import HttpSender
 from gateway.core.bookkeeping import Bookkeeper
 from gateway.core.budgets import counters
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
+from gateway.core.courier import Courier
+from gateway.core.desk import Desk
 from gateway.core.engine import Engine
 from gateway.core.errors import Unavailable
 from gateway.core.examples import ExamplesRun, run_examples
@@ -43,6 +51,7 @@ from gateway.core.pins import Pins
 from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.registry import Registry, load
 from gateway.core.reload import Reloader
+from gateway.core.review_clock import ReviewClock
 from gateway.core.sweep import sweep_for_ever
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
 from gateway.core.team_limits import TeamLimits
@@ -184,6 +193,10 @@ class Process:
             self._clock,
         )
         self._sweeper = Sweeper(self._database, self._clock.new_id, self._clock.now)
+        timed = SqlReviewSweep(self._database)
+        self._review_clock = ReviewClock(timed, self._clock, settings.sweep_s, settings.review_text_days)
+        self._sender = HttpSender()
+        self._courier = Courier(SqlOutbox(self._database), self._sender, self._clock, settings.webhook_retry_s)
         self._draining = False
 
     def app(self) -> Litestar:
@@ -198,6 +211,8 @@ class Process:
             usage=SqlUsage(self._database),
             versions=SqlFingerprints(self._database),
             audit=SqlAudit(self._database),
+            desk=self._desk(),
+            webhooks=SqlWebhooks(self._database),
             clock=self._clock,
             checks=self._checks(),
             draining=lambda: self._draining,
@@ -224,7 +239,15 @@ class Process:
         )
         following = [
             asyncio.create_task(each.follow())
-            for each in (self._limits, self._bookkeeper, self._reloader, self._pins, self._alerts)
+            for each in (
+                self._limits,
+                self._bookkeeper,
+                self._reloader,
+                self._pins,
+                self._alerts,
+                self._review_clock,
+                self._courier,
+            )
         ]
         log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
         try:
@@ -237,6 +260,7 @@ class Process:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._engine.drain(), self._settings.drain_s)
             await self._stages.aclose()
+            await self._sender.aclose()
             await self._ledger.aclose()
             await self._store.close()
             await self._database.aclose()
@@ -274,6 +298,15 @@ class Process:
         now, zone = self._clock.now(), self._settings.zone
         found = await counters(self._spending, self._limits.windows(), self._limits.of, now, zone)
         await store.rebuild(found.used, found.reserved)
+
+    def _desk(self) -> Desk:
+        return Desk(
+            SqlReviews(self._database),
+            SqlReviewBook(self._database),
+            lambda: self._registry,
+            self._clock,
+            self._settings.review_undo_s,
+        )
 
     def _checks(self) -> Mapping[str, Check]:
         async def database() -> None:

@@ -59,6 +59,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`http(s)://…` that hears of quotas near their limit, one JSON object per POST; empty: nobody."""
     orphan_after_s: Seconds = 120.0
     """Age at which an intent without settlement is an orphan. Must exceed every stage's deadline."""
+    review_undo_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long a reviewer can take a decision back; only then is the caller told."""
+    review_text_days: Positive = 90
+    """How long the text of a held item is kept once it is settled."""
+    webhook_retry_s: Seconds = 5.0
+    """The pause after the first attempt of a webhook that failed; each further one is three times as long."""
     log: Literal["json", "console"] = "json"
     data_dir: str = ""
     """Public labelled data for the lab; empty: none."""

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from gateway.core import review_checks, reviews
 from gateway.core.clock import Clock
-from gateway.core.errors import Forbidden, NotFound
+from gateway.core.errors import Forbidden, InvalidInput, NotFound
 from gateway.core.inference import Caller
 from gateway.core.masking import mask
 from gateway.core.registry import Registry
@@ -78,9 +78,10 @@ class Desk:
         return await self._leased(caller, review_id, lambda i, by, now: reviews.skip(i, by, now, token, reason))
 
     async def decide(self, caller: Caller, review_id: str, token: str, ruling: Ruling) -> Item:
-        """Settle the item with all its runs. Raises NotFound, Conflict, Unavailable."""
+        """Settle the item with all its runs. Raises NotFound, Conflict, InvalidInput, Unavailable."""
 
         def rule(item: Item, by: Reviewer, now: datetime) -> reviews.Change:
+            self._check_policies(item.task, ruling.policies)
             change = reviews.decide(item, by, now, token, ruling, self._undo)
             return review_checks.followed(change, self._declared(item.task), self._clock.new_id)
 
@@ -110,6 +111,10 @@ class Desk:
         if item is None or found is None or caller.team not in (item.caller_team, item.owner_team):
             raise NotFound("There is no such review.")
         return found
+
+    async def outcome_of(self, review_id: str) -> RunOutcome | None:
+        """The same for whoever may see the run, None where it has no item yet. Raises Unavailable."""
+        return await self._book.outcome(review_id, self._clock.now())
 
     async def show(self, caller: Caller, review_id: str) -> Case:
         """An item of the team's tasks with its text; that it was read is recorded. Raises NotFound, Unavailable."""
@@ -171,6 +176,12 @@ class Desk:
     async def _case(self, item: Item, by: Reviewer) -> Case:
         question = await self._book.question(item, by.actor, self._clock.now())
         return Case(item, question if by.lead else replace(question, input=mask(question.input)))
+
+    def _check_policies(self, task: str, policies: Sequence[str]) -> None:
+        loaded = self._registry().tasks.get(task)
+        known = loaded.declared.policy if loaded else {}
+        if unknown := [name for name in policies if name not in known]:
+            raise InvalidInput(f"The task `{task}` has no policy `{unknown[0]}`.", policies=sorted(known))
 
     def _declared(self, task: str) -> Review:
         loaded = self._registry().tasks.get(task)

@@ -5,7 +5,7 @@ from typing import Any
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")
 # Digits with the separators people put between them; what is shorter is a price, a date or an hour.
-_DIGITS = re.compile(r"(?<![\w+])\+?\(?\d(?:[ ./()-]{0,2}\d){6,18}(?!\w)")
+_DIGITS = re.compile(r"(?<![\w+])\(?\+?\(?\d(?:[ ./()-]{0,3}\d){6,18}(?!\w)")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}[./]\d{1,2}[./]\d{4}")
 
 

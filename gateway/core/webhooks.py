@@ -4,6 +4,8 @@ Messages are Standard Webhooks (https://www.standardwebhooks.com): an id that st
 sent, a time stamp and an HMAC-SHA256 signature. URLs come from administrators, never from callers.
 """
 
+import secrets
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -119,6 +121,11 @@ def again_at(now: datetime, attempts: int, first_pause_s: float, jitter: float) 
         return None
     pause = min(timedelta(seconds=first_pause_s * _FACTOR ** (attempts - 1)), _LONGEST)
     return now + pause * (1 + jitter / 5)
+
+
+def new_secret() -> str:
+    """32 random bytes, in the form that receivers expect."""
+    return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
 
 
 def checked_url(url: str) -> str:

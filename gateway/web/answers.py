@@ -9,6 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 from gateway.core.inference import Answer, Attempt, CacheStatus, Decision, Inference, RateHeader, Usage
 from gateway.core.prices import from_nano
 from gateway.core.records import Run
+from gateway.core.review_ports import RunOutcome
 from gateway.web.reply import Headers
 
 
@@ -80,7 +81,7 @@ class BatchAnswer(Struct, frozen=True):
 
 
 class RunAnswer(Struct, frozen=True):
-    """A recorded run. `output` is left out where outputs are not kept."""
+    """A recorded run. `output` is left out where outputs are not kept; `review` says what became of a held item."""
 
     task: str
     kind: str
@@ -91,6 +92,7 @@ class RunAnswer(Struct, frozen=True):
     duration_ms: float
     metadata: RunMetadata
     parent_id: str | None = None
+    review: RunOutcome | None = None
     output: dict[str, Any] | UnsetType = UNSET
 
 
@@ -126,8 +128,8 @@ def of_failure(error: Mapping[str, Any], fingerprint: str, trace_id: str) -> Run
     )
 
 
-def of_run(run: Run) -> RunAnswer:
-    """A run as it was recorded."""
+def of_run(run: Run, review: RunOutcome | None) -> RunAnswer:
+    """A run as it was recorded, and what people made of it."""
     metadata = _metadata(
         run.id, run.decision, run.attempts, run.cache, run.fingerprint, run.usage, run.review_id, run.trace_id
     )
@@ -141,6 +143,7 @@ def of_run(run: Run) -> RunAnswer:
         duration_ms=run.duration_ms,
         metadata=metadata,
         parent_id=run.parent_id,
+        review=review,
         output=UNSET if run.decision.output is None else run.decision.output,
     )
 

@@ -8,12 +8,14 @@ from msgspec import Struct, field
 
 from gateway.core.audit import AuditLog
 from gateway.core.clock import Clock
+from gateway.core.desk import Desk
 from gateway.core.engine import Engine
 from gateway.core.keys import KeyStore
 from gateway.core.records import FeedbackStore, Runs, Teams, UsageReport
 from gateway.core.registry import Registry
 from gateway.core.telemetry import Sampler
 from gateway.core.versions import Versions
+from gateway.core.webhooks import Webhooks
 
 
 class Check(Struct, frozen=True):
@@ -56,6 +58,8 @@ class Doors(Struct, frozen=True, kw_only=True):
     usage: UsageReport
     versions: Versions
     audit: AuditLog
+    desk: Desk
+    webhooks: Webhooks
     clock: Clock
     checks: Mapping[str, Check] = field(default_factory=dict)
     draining: Callable[[], bool] = lambda: False

@@ -53,10 +53,14 @@ class RunPages:
         )
 
     async def show_run(self, request: AnyRequest) -> Reply:
-        """A recorded run: its decision, every attempt, and what it cost. Never the text that was judged."""
+        """A recorded run: its decision, every attempt, what it cost, and what became of it where it was held.
+
+        Never the text that was judged.
+        """
         exchange = exchange_of(request, self._doors.clock)
         run = await self._run(request.path_params["task"], request.path_params["run_id"], exchange.caller)
-        return json_reply(of_run(run), exchange.headers())
+        review = await self._doors.desk.outcome_of(run.review_id) if run.review_id else None
+        return json_reply(of_run(run, review), exchange.headers())
 
     async def give_feedback(self, request: AnyRequest) -> Reply:
         """Say which label a run should have had, or comment on it. Feedback is added, never changed."""

@@ -17,11 +17,13 @@ from gateway.web.metrics import MetricsPage
 from gateway.web.openai import ChatPages
 from gateway.web.openapi import SchemaPage
 from gateway.web.problems import Handler
+from gateway.web.reviews import ReviewPages
 from gateway.web.runs import RunPages
 from gateway.web.tasks import TaskPages
 from gateway.web.teams import TeamPages
 from gateway.web.usage import UsagePages
 from gateway.web.versions import VersionPages
+from gateway.web.webhooks import WebhookPages
 
 
 def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHandler] = ()) -> Litestar:
@@ -37,6 +39,8 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
         *KeyPages(doors, settings, keyring).routes(),
         *TeamPages(doors, settings).routes(),
         *AuditPages(doors).routes(),
+        *ReviewPages(doors, settings).routes(),
+        *WebhookPages(doors, settings).routes(),
         *HealthPages(doors).routes(),
         *MetricsPage(doors).routes(),
         *more,

@@ -10,12 +10,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import uuid_utils
+from memory_reviews import MemoryReviews, MemoryWebhooks
 from msgspec.structs import replace
 
 from gateway.adapters.schema import Schema
 from gateway.core.audit import TERMINAL, Act, ActName, Actor
 from gateway.core.cascade import Finding, Runner, StageFailed, Step
 from gateway.core.clock import Clock
+from gateway.core.desk import Desk
 from gateway.core.engine import Admission, Engine
 from gateway.core.errors import Conflict, GatewayError, NotFound, QuotaExceeded, Unavailable
 from gateway.core.flights import Looked
@@ -264,6 +266,7 @@ class Memory:
         self.store, self.ledger = MemoryStore(), MemoryLedger()
         self.teams, self.feedback = MemoryTeams(), MemoryFeedback()
         self.acts = MemoryAudit()
+        self.reviews, self.webhooks = MemoryReviews(), MemoryWebhooks(self.teams.teams)
         self.keys = MemoryKeys(self.teams, self.acts)
         self.draining = False
         self.tokens: dict[str, str] = {}
@@ -290,6 +293,8 @@ class Memory:
             usage=self.ledger,
             versions=MemoryVersions(),
             audit=self.acts,
+            desk=Desk(self.reviews, self.reviews, lambda: registry, CLOCK),
+            webhooks=self.webhooks,
             clock=CLOCK,
             draining=lambda: self.draining,
             **more,

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import uuid_utils
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
@@ -100,7 +100,7 @@ async def _runs(connection: AsyncConnection, item: Item) -> list[ToldRun]:
     query = (
         select(review.c.inference_id, review.c.id, inference.c.item_id, review.c.thread_id)
         .select_from(review.outerjoin(inference, inference.c.id == review.c.inference_id))
-        .where(review.c.item_id == item.id)
+        .where(or_(review.c.item_id == item.id, review.c.id == item.id))
         .order_by(review.c.id)
     )
     return [ToldRun(*row) for row in await connection.execute(query)]

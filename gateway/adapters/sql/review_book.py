@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.audit import note
@@ -106,7 +106,7 @@ async def _text(connection: AsyncConnection, root_id: str) -> Mapping[str, Any] 
     query = (
         select(review_text.c.input)
         .join(review, review.c.id == review_text.c.review_id)
-        .where(review.c.item_id == root_id)
+        .where(or_(review.c.item_id == root_id, review.c.id == root_id))
         .limit(1)
     )
     found = (await connection.execute(query)).scalar()

@@ -75,22 +75,29 @@ class SqlReviews:
 
     async def put(self, item: Item, inference_id: str, input: Mapping[str, Any], subject_id: str | None) -> None:
         """A question that is its own root, such as a sampled one, with its text. Raises Unavailable."""
-        values = structs.asdict(item)
-        said = {
-            **{name: value for name, value in values.items() if name in review.c},
-            "inference_id": inference_id,
-            "input_hash": b"",
-            "status": "accepted",
-            "item_id": item.id,
-            "subject_id": subject_id,
-            "policies": list(item.policies) or None,
-        }
-        text = msgspec.json.encode(input).decode()
-        row = {"review_id": item.id, "subject_id": subject_id, "input": text, "created_at": item.created_at}
         async with self._database.begin() as connection:
-            await connection.execute(insert(review).values(said))
-            await connection.execute(insert(review_text).values(row))
-            await connection.execute(insert(review_item).values(row_of_item(item)))
+            await put(connection, item, inference_id, input, subject_id)
+
+
+async def put(
+    connection: AsyncConnection, item: Item, inference_id: str, input: Mapping[str, Any], subject_id: str | None
+) -> None:
+    """Write a question that is its own root."""
+    values = structs.asdict(item)
+    said = {
+        **{name: value for name, value in values.items() if name in review.c},
+        "inference_id": inference_id,
+        "input_hash": b"",
+        "status": "accepted",
+        "item_id": item.id,
+        "subject_id": subject_id,
+        "policies": list(item.policies) or None,
+    }
+    text = msgspec.json.encode(input).decode()
+    row = {"review_id": item.id, "subject_id": subject_id, "input": text, "created_at": item.created_at}
+    await connection.execute(insert(review).values(said))
+    await connection.execute(insert(review_text).values(row))
+    await connection.execute(insert(review_item).values(row_of_item(item)))
 
 
 async def write(connection: AsyncConnection, before: Item, change: Change) -> Item:

@@ -1,0 +1,48 @@
+"""Webhooks on the wire: httpx sends, standardwebhooks signs (https://www.standardwebhooks.com, symmetric `v1`)."""
+
+from binascii import Error as BadBase64
+from datetime import UTC, datetime
+
+import httpx
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+from standardwebhooks.webhooks import Webhook as Signer
+
+from gateway.adapters.references import UnresolvedReference, resolve
+from gateway.core.webhooks import Message, Webhook
+
+TIMEOUT_S = 15.0
+
+
+class HttpSender:
+    """Core's Sender. Redirects are not followed: the address is what the administrator gave."""
+
+    def __init__(self) -> None:
+        limits = httpx.Limits(max_connections=50, max_keepalive_connections=20)
+        self._client = httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, follow_redirects=False, trust_env=False)
+
+    async def send(self, message: Message, webhook: Webhook) -> str | None:
+        """None where the receiver took it (2xx), else what went wrong in a few words. Never raises."""
+        try:
+            headers = signed(message, resolve(webhook.secret), datetime.now(UTC))
+            async with self._client.stream("POST", webhook.url, content=message.body, headers=headers) as response:
+                # What the receiver says beyond its status is of no interest, however long it is.
+                return None if response.is_success else f"HTTP {response.status_code}"
+        except (UnresolvedReference, EmptyWebhookSecretError, BadBase64):
+            return "the secret cannot be used"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return type(error).__name__
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+
+def signed(message: Message, secret: str, at: datetime) -> dict[str, str]:
+    """The headers. Raises EmptyWebhookSecretError or binascii.Error for a secret that is none."""
+    return {
+        "content-type": "application/json",
+        "user-agent": "taskgate",
+        "webhook-id": message.id,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Signer(secret).sign(message.id, at, message.body),
+    }

@@ -1,0 +1,28 @@
+"""What is masked, and what is left alone."""
+
+import pytest
+
+from gateway.core.masking import mask
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("mail me: a.b+c@example.co.uk!", "mail me: [email]!"),
+        ("call 0170 555-0142 now", "call [phone] now"),
+        ("(+49) 170 / 5550142", "[phone]"),
+        ("4111 1111 1111 1111", "[card]"),
+        ("4111 1111 1111 1112", "[phone]"),
+        ("on 2026-03-14 at 10:30 for 120.50", "on 2026-03-14 at 10:30 for 120.50"),
+        ("room 12, 3 pm", "room 12, 3 pm"),
+    ],
+)
+def test_numbers_and_addresses_become_their_kind(text: str, seen: str) -> None:
+    """Cards are told from phones by their check digit; dates, hours and prices stay."""
+    assert mask(text) == seen
+
+
+def test_every_text_of_a_value_is_masked() -> None:
+    """At any depth; keys and numbers stay."""
+    value = {"message": "x@y.org", "context": [{"message": "0170 555 0142", "n": 5}]}
+    assert mask(value) == {"message": "[email]", "context": [{"message": "[phone]", "n": 5}]}
