@@ -32,12 +32,14 @@ from gateway.adapters.sql.review_sweep import SqlReviewSweep
 from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
 from gateway.adapters.sql.spending import SqlSpending
+from gateway.adapters.sql.samples import SqlSamples
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.usage import SqlUsage
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.adapters.webhooks import HttpSender
 from gateway.core.bookkeeping import Bookkeeper
+from gateway.core.auditor import Auditor
 from gateway.core.budgets import counters
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
@@ -208,6 +210,9 @@ class Process:
             teams=SqlTeams(self._database),
             runs=SqlRuns(self._database),
             feedback=SqlFeedback(self._database),
+        self._auditor = Auditor(
+            SqlSamples(self._database), lambda: self._registry, self._store, self._ledger, self._clock, settings.zone
+        )
             usage=SqlUsage(self._database),
             versions=SqlFingerprints(self._database),
             audit=SqlAudit(self._database),
@@ -258,7 +263,7 @@ class Process:
             for each in following:
                 each.cancel()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._engine.drain(), self._settings.drain_s)
+                await asyncio.wait_for(asyncio.gather(self._engine.drain(), auditing), self._settings.drain_s)
             await self._stages.aclose()
             await self._sender.aclose()
             await self._ledger.aclose()
@@ -267,6 +272,7 @@ class Process:
             log.info("stopped")
 
     async def _prepare(self) -> None:
+        auditing = asyncio.create_task(self._auditor.follow())
         if not await is_current(self._database, self._settings.home_path / "migrations"):
             problem = Problem("database", "", "the schema is not that of this version", "run `gateway db upgrade`")
             raise InvalidConfig([problem])
@@ -275,6 +281,7 @@ class Process:
         with suppress(Unavailable):
             # A store that is away is told as soon as it is back.
             await self._limits.refresh()
+            self._auditor.close()
         await self._remember(self._registry)
 
     async def _adopt(self, registry: Registry) -> None:

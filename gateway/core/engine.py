@@ -24,6 +24,7 @@ from gateway.core.inference import Answer, Inference, Invocation, RateHeader
 from gateway.core.meter import Intents, Meter, Reservations, Settlement
 from gateway.core.quotas import Charge, Limit, at_the_door
 from gateway.core.registry import LoadedTask
+from gateway.core.samples import draw
 from gateway.core.telemetry import CURRENT, Nobody, Observer, Stopwatch
 
 log = structlog.get_logger()
@@ -223,11 +224,13 @@ class Engine:
         return Flown(outcome, meter.settlements, claim)
 
     def _completed(self, task: LoadedTask, inference: Inference, start_s: float) -> Inference:
-        """With its duration, and with a review where the item is held: a hold that was kept holds this item too."""
+        """With its duration, and with a review where the item is held: a hold that was kept holds this item too. What
+        is not held may be drawn for the audit sample.
+        """
         upstream_ms = sum(call.duration_ms for attempt in inference.attempts for call in attempt.calls)
         inference = structs.replace(inference, duration_ms=self._clock.since_ms(start_s), upstream_ms=upstream_ms)
         if inference.decision.action != "review" or inference.invocation.kind != "invoke":
-            return inference
+            return structs.replace(inference, sample=draw(task.declared, inference))
         hold = hold_of(inference.decision, task.declared.review, inference.invocation.received_at)
         return structs.replace(inference, review_id=self._clock.new_id(), hold=hold)
 

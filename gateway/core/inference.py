@@ -178,6 +178,13 @@ class Hold(Struct, frozen=True):
     on_expiry: Literal["deliver", "block", "escalate"] | None = None
 
 
+class Sample(Struct, frozen=True):
+    """A run was drawn to be looked at again: who is asked, and with which probability it was drawn."""
+
+    asks: Literal["llm", "people"]
+    probability: float
+
+
 class Inference(Struct, frozen=True, kw_only=True):
     """The whole story of one request: what was asked, the attempts, the decision. The unit that the ledger records."""
 
@@ -189,6 +196,7 @@ class Inference(Struct, frozen=True, kw_only=True):
     upstream_ms: float = 0.0
     review_id: str | None = None
     hold: Hold | None = None
+    sample: Sample | None = None
 
     @property
     def id(self) -> str:

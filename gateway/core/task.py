@@ -90,13 +90,19 @@ class Cache(Declared, frozen=True):
 
 
 class Audit(Declared, frozen=True):
-    """Share of what cheap stages cleared that is sent on to the LLM, off the response path."""
+    """How what cheap stages cleared is looked at again, off the response path.
+
+    `sample` is the share that is sent on to the LLM, at most `per_day` of them; `review` the share of what the LLM
+    clears too that people are asked about. They are asked about everything that it does not clear.
+    """
 
     sample: Probability
+    review: Probability = 0.1
+    per_day: Annotated[int, Meta(gt=0)] = 5000
 
 
 class Review(Declared, frozen=True):
-    """How held items are put to people.
+    """How held items are put to people, and the share `sample` of what no cheap stage cleared and nobody holds.
 
     `second` is the share of decisions that another reviewer makes again without seeing the first; blocks of at least
     `second_severity` are always made again. `gold` is the share of turns in which a reviewer gets a known item.

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from gateway.adapters.sql import tables
 from gateway.core import idempotency
 from gateway.core.holds import item_of, policies_of
-from gateway.core.inference import Attempt, Inference, Intent, ModelCall
+from gateway.core.inference import Attempt, Inference, Intent, ModelCall, Sample
 from gateway.core.reviews import Item
 
 # How long the same Idempotency-Key is known to name this run.
@@ -35,6 +35,7 @@ class Rows(Struct):
     review_item: list[tuple[Any, ...]] = field(default_factory=list)
     review: list[tuple[Any, ...]] = field(default_factory=list)
     review_text: list[tuple[Any, ...]] = field(default_factory=list)
+    audit_sample: list[tuple[Any, ...]] = field(default_factory=list)
     idempotency: list[tuple[Any, ...]] = field(default_factory=list)
 
 
@@ -72,6 +73,8 @@ def _add_inference(rows: Rows, inference: Inference, instant: ToInstant) -> None
         rows.review.append(_review(inference, item, input_hash, instant))
         text = asked.canonical.decode()
         rows.review_text.append((inference.review_id, asked.attribution.subject_id, text, received_at, None))
+    if inference.sample is not None:
+        rows.audit_sample.append(_audit_sample(inference, inference.sample, received_at))
     if asked.idempotency_key is not None and inference.decision.status != "failed":
         rows.idempotency.append(_idempotency(inference, asked.idempotency_key, input_hash, instant))
 
@@ -229,6 +232,30 @@ def item_row(item: Item, instant: ToInstant) -> tuple[Any, ...]:
 def _join_key(row: tuple[Any, ...]) -> bytes:
     key: bytes = row[COLUMNS["review_item"].index("join_key")]
     return key
+
+
+def _audit_sample(inference: Inference, sample: Sample, received_at: Any) -> tuple[Any, ...]:
+    """It waits from now on; what comes of it is written later."""
+    asked, decision = inference.invocation, inference.decision
+    return (
+        asked.id,
+        asked.task,
+        asked.fingerprint,
+        asked.caller.team,
+        asked.owner_team,
+        asked.attribution.subject_id,
+        decision.stage,
+        decision.label,
+        decision.score,
+        sample.asks,
+        sample.probability,
+        asked.canonical.decode(),
+        "waiting",
+        received_at,
+        0,
+        received_at,
+        *(None,) * 5,
+    )
 
 
 def _idempotency(inference: Inference, key: str, input_hash: bytes, instant: ToInstant) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 `inference`, `attempt` and `model_call` are the ledger: written once, never updated (a trigger refuses), deleted only by
 retention. On Postgres they are range-partitioned by month on their UUIDv7 id, so they carry no foreign keys: a
 partition that retention drops must not be held by another. Money is BIGINT nano-dollars. Text of messages lives in
-`review_text` and nowhere else.
+`review_text`, in `audit_sample` until a sampled run was looked at, and nowhere else.
 """
 
 from sqlalchemy import (
@@ -322,6 +322,49 @@ review_event = Table(
     Column("detail", Json),
     Column("created_at", Instant, nullable=False, index=True),
     Index("uq_review_event_review_id_position", "review_id", "position", unique=True),
+)
+
+# Runs that were drawn to be looked at again, written with the inference. The text is here until that was done.
+audit_sample = Table(
+    "audit_sample",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("task", String(63), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("caller_team", String(63), nullable=False),
+    Column("owner_team", String(63), nullable=False),
+    Column("subject_id", Text),
+    Column("stage", String(63), nullable=False),
+    Column("label", Text),
+    Column("score", Double),
+    Column("asks", String(16), nullable=False),
+    Column("probability", Double, nullable=False),
+    Column("input", Text),
+    Column("status", String(16), nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("reason", Text),
+    Column("verdict", String(16)),
+    Column("audit_id", Id),
+    Column("people_probability", Double),
+    Column("review_id", Id),
+    Index("ix_audit_sample_status_due_at", "status", "due_at"),
+    Index("ix_audit_sample_task_created_at", "task", "created_at"),
+    _where_given("audit_sample", "subject_id"),
+)
+
+# What drifted, once per window: who writes the row tells of it.
+drift = Table(
+    "drift",
+    metadata,
+    Column("task", String(63), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("what", String(80), nullable=False),
+    Column("window_start", Instant, nullable=False),
+    Column("index", Double, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("task", "fingerprint", "what", "window_start"),
 )
 
 audit_log = Table(

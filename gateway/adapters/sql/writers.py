@@ -36,6 +36,7 @@ _IF_NEW = {
     ),
     "review": "ON CONFLICT (id) DO NOTHING",
     "review_text": "ON CONFLICT (review_id) DO NOTHING",
+    "audit_sample": "ON CONFLICT (id) DO NOTHING",
     "idempotency": (
         "ON CONFLICT (team, task, key) DO UPDATE SET body_hash = excluded.body_hash, "
         "inference_id = excluded.inference_id, created_at = excluded.created_at, expires_at = excluded.expires_at, "
