@@ -313,6 +313,7 @@ class Process:
             lambda: self._registry,
             self._clock,
             self._settings.review_undo_s,
+            self._settings.review_lease_s,
         )
 
     def _checks(self) -> Mapping[str, Check]:

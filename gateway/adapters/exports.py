@@ -30,6 +30,12 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
     return text.getvalue().encode()
 
 
+def billed_nano(content: bytes) -> int:
+    """The cost of an export that `to_csv` made, in nano-units."""
+    rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+    return int(sum((Decimal(row["BilledCost"]) for row in rows), Decimal()).scaleb(9))
+
+
 def write_parquet(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
     """One file; money is decimal(38, 9), and the FOCUS version stands in the metadata. Needs pyarrow."""
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -49,3 +55,11 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.9f}" if isinstance(value, Decimal) else str(value)
+
+
+def write_labels(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Labelled rows as one file, for `gateway lab`. Needs pyarrow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), file)

@@ -32,7 +32,9 @@ class Case(Struct, frozen=True):
 
 
 class Desk:
-    """One per process. `undo_s`: how long a decision can be undone before its caller is told."""
+    """One per process. `undo_s`: how long a decision can be undone before its caller is told; `lease_s`: how long an
+    item is one reviewer's.
+    """
 
     def __init__(
         self,
@@ -41,10 +43,11 @@ class Desk:
         registry: Callable[[], Registry],
         clock: Clock,
         undo_s: float = 30.0,
+        lease_s: float = 600.0,
         dice: Callable[[], float] = _DICE.random,
     ) -> None:
         self._queue, self._book, self._registry, self._clock = queue, book, registry, clock
-        self._undo, self._dice = timedelta(seconds=undo_s), dice
+        self._undo, self._lasting, self._dice = timedelta(seconds=undo_s), timedelta(seconds=lease_s), dice
 
     async def next(self, caller: Caller, task: str | None = None, *, escalated: bool = False) -> Case | None:
         """Lease the most urgent item; now and then, unseen, one whose answer is known. None: nothing to do.
@@ -55,7 +58,7 @@ class Desk:
         if escalated and not by.lead:
             raise Forbidden("Escalated items are for leads.", needs=["lead"])
         item = await self._known(by, token, task, now) if not escalated else None
-        item = item or await self._queue.take(by, now, token, task, escalated=escalated)
+        item = item or await self._queue.take(by, now, token, task, escalated=escalated, lasting=self._lasting)
         return await self._case(item, by) if item is not None else None
 
     async def take(self, caller: Caller, review_id: str) -> Case:
@@ -63,11 +66,13 @@ class Desk:
         by, token = reviewer(caller), secrets.token_urlsafe(24)
         item = await self._mine(by, review_id)
         now = self._clock.now()
-        return await self._case(await self._queue.change(item.id, lambda i: reviews.lease(i, by, now, token)), by)
+        return await self._case(
+            await self._queue.change(item.id, lambda i: reviews.lease(i, by, now, token, self._lasting)), by
+        )
 
     async def renew(self, caller: Caller, review_id: str, token: str) -> Item:
-        """Another ten minutes. Raises NotFound, Conflict, Unavailable."""
-        return await self._leased(caller, review_id, lambda i, by, now: reviews.renew(i, by, now, token))
+        """The lease begins anew. Raises NotFound, Conflict, Unavailable."""
+        return await self._leased(caller, review_id, lambda i, by, now: reviews.renew(i, by, now, token, self._lasting))
 
     async def release(self, caller: Caller, review_id: str, token: str) -> Item:
         """Back into the queue. Raises NotFound, Conflict, Unavailable."""
@@ -150,7 +155,7 @@ class Desk:
                     root.id,
                     lambda i, id_=new_id: review_checks.ask_gold(i, by.actor, by.key_id, now, id_),  # type: ignore[misc]
                 )
-                return await self._queue.change(new_id, lambda i: reviews.lease(i, by, now, token))
+                return await self._queue.change(new_id, lambda i: reviews.lease(i, by, now, token, self._lasting))
         return None
 
     async def _leased(

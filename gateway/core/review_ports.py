@@ -1,13 +1,13 @@
 """The doors through which reviews are kept and read. Their one implementation is SQL."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from msgspec import Struct
 
 from gateway.core.audit import Actor
-from gateway.core.reviews import Event, Item, Outcome, Reviewer, Rule, State
+from gateway.core.reviews import LEASE, Event, Item, Outcome, Reviewer, Rule, State
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -62,7 +62,14 @@ class ReviewQueue(Protocol):
     """Where questions change. Every method is one transaction; of two that want the same item, one waits."""
 
     async def take(
-        self, by: Reviewer, now: datetime, token: str, task: str | None = None, *, escalated: bool = False
+        self,
+        by: Reviewer,
+        now: datetime,
+        token: str,
+        task: str | None = None,
+        *,
+        escalated: bool = False,
+        lasting: timedelta = LEASE,
     ) -> Item | None:
         """Lease the first in the queue that this reviewer may judge; None where there is none. Raises Unavailable."""
 

@@ -31,7 +31,7 @@ Agreement = Literal["right", "wrong_policy", "wrong_action", "unguided"]
 LEASE = timedelta(minutes=10)
 SKIPS = 3
 """How often an item may be skipped before it is a lead's."""
-HEAD_START = 4
+HEAD_START = 6
 """By how many SLAs the gravest and surest violation is brought forward in the queue."""
 WAITING: tuple[State, ...] = ("open", "leased", "escalated")
 
@@ -178,23 +178,23 @@ def takeable(item: Item, by: Reviewer, now: datetime, *, escalated: bool = False
     return free and allowed and item.escalated == escalated
 
 
-def lease(item: Item, by: Reviewer, now: datetime, token: str) -> Change:
-    """Give it to a reviewer for LEASE. Raises Conflict where somebody else was faster, Forbidden."""
+def lease(item: Item, by: Reviewer, now: datetime, token: str, lasting: timedelta = LEASE) -> Change:
+    """Give it to a reviewer for a while. Raises Conflict where somebody else was faster, Forbidden."""
     if item.owner_team != by.team or by.key_id in item.barred:
         raise Forbidden("Somebody else judges this item.")
     if not takeable(item, by, now, escalated=item.escalated):
         raise Conflict("This item is not free.", state=item.state)
-    until = now + LEASE
+    until = now + lasting
     taken = replace(item, state="leased", lease_token=token, lease_key=by.key_id, lease_until=until)
     return _step(item, taken, "leased", by.actor, now, until=until.isoformat())
 
 
-def renew(item: Item, by: Reviewer, now: datetime, token: str) -> Change:
-    """Another LEASE from now on, but not beyond the deadline of the item. Raises Conflict for a stale token."""
+def renew(item: Item, by: Reviewer, now: datetime, token: str, lasting: timedelta = LEASE) -> Change:
+    """Another lease from now on, but not beyond the deadline of the item. Raises Conflict for a stale token."""
     _check(item, by, now, token)
     if item.on_expiry is not None and item.due_at <= now:
         raise Conflict("The deadline of this item has passed; decide before the lease ends.")
-    return _step(item, replace(item, lease_until=now + LEASE), "renewed", by.actor, now)
+    return _step(item, replace(item, lease_until=now + lasting), "renewed", by.actor, now)
 
 
 def release(item: Item, by: Reviewer, now: datetime, token: str) -> Change:

@@ -1,13 +1,13 @@
 """Reviews in memory: the rules are core's own, so this is a dictionary and a list."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from gateway.core.audit import TERMINAL, Actor
 from gateway.core.errors import NotFound
 from gateway.core.review_ports import Depth, Filter, Question, RunOutcome
-from gateway.core.reviews import Event, Item, Reviewer, Rule, lease, takeable
+from gateway.core.reviews import LEASE, Event, Item, Reviewer, Rule, lease, takeable
 from gateway.core.webhooks import Webhook
 
 
@@ -20,14 +20,21 @@ class MemoryReviews:
         self.texts: dict[str, Mapping[str, Any]] = {}
 
     async def take(
-        self, by: Reviewer, now: datetime, token: str, task: str | None = None, *, escalated: bool = False
+        self,
+        by: Reviewer,
+        now: datetime,
+        token: str,
+        task: str | None = None,
+        *,
+        escalated: bool = False,
+        lasting: timedelta = LEASE,
     ) -> Item | None:
         """The first in rank."""
         free = [i for i in self.items.values() if takeable(i, by, now, escalated=escalated) and task in (None, i.task)]
         if not free:
             return None
         first = min(free, key=lambda item: item.rank_at)
-        return await self.change(first.id, lambda item: lease(item, by, now, token))
+        return await self.change(first.id, lambda item: lease(item, by, now, token, lasting))
 
     async def known(self, by: Reviewer, task: str) -> Item | None:
         """None is."""

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.tables import inference, review, webhook, webhook_message
+from gateway.core.errors import NotFound
 from gateway.core.reviews import Event, Item
 from gateway.core.webhooks import RUNS_AT_ONCE, Message, MessageStatus, ToldRun, Webhook, outcome_body
 
@@ -57,13 +58,19 @@ class SqlOutbox:
             return [_of_row(row) for row in (await connection.execute(query)).mappings()]
 
     async def replay(self, now: datetime, ids: Sequence[str], team: str | None = None) -> int:
-        """Send again, with the ids that they had: these, or everything of a team that is dead. Raises Unavailable."""
+        """Send again, with the ids that they had: these, or without any, everything that is dead (of a team).
+
+        Raises NotFound, having changed nothing, where one of the ids is no message that could be sent; Unavailable.
+        """
         chosen = _message.id.in_(ids) if ids else _message.status == "dead"
         again = update(webhook_message).where(chosen, _message.status != "cancelled")
         if team is not None:
             again = again.where(_message.team == team)
         async with self._database.begin() as connection:
-            return (await connection.execute(again.values(status="pending", due_at=now, attempts=0))).rowcount
+            count = (await connection.execute(again.values(status="pending", due_at=now, attempts=0))).rowcount
+            if count < len(ids):
+                raise NotFound("Not all of these are messages that could be sent again.")
+        return count
 
     async def _set(self, id_: str, **values: Any) -> None:
         async with self._database.begin() as connection:

@@ -1,7 +1,7 @@
 """The queue over SQL: one locked row per item, and everything that a change says in one transaction."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from gateway.adapters.sql.review_items import ask, item_of_row, lock, row_of_ite
 from gateway.adapters.sql.tables import review, review_item, review_text
 from gateway.core.errors import NotFound
 from gateway.core.holds import nearly_same
-from gateway.core.reviews import CLOCK, Change, Item, Reviewer, Rule, hold, lapse, lease, withdraw
+from gateway.core.reviews import CLOCK, LEASE, Change, Item, Reviewer, Rule, hold, lapse, lease, withdraw
 
 _item = review_item.c
 
@@ -27,7 +27,14 @@ class SqlReviews:
         self._database = database
 
     async def take(
-        self, by: Reviewer, now: datetime, token: str, task: str | None = None, *, escalated: bool = False
+        self,
+        by: Reviewer,
+        now: datetime,
+        token: str,
+        task: str | None = None,
+        *,
+        escalated: bool = False,
+        lasting: timedelta = LEASE,
     ) -> Item | None:
         """Lease the first in the queue that this reviewer may judge; None where there is none. Raises Unavailable.
 
@@ -44,7 +51,7 @@ class SqlReviews:
             item = found[0]
             if item.state == "leased":
                 item = await write(connection, item, lapse(item, now))
-            return await write(connection, item, lease(item, by, now, token))
+            return await write(connection, item, lease(item, by, now, token, lasting))
 
     async def known(self, by: Reviewer, task: str) -> Item | None:
         """A known item of the task that this reviewer has not judged. Raises Unavailable."""
@@ -118,6 +125,14 @@ async def write(connection: AsyncConnection, before: Item, change: Change) -> It
     if change.hold_near and item.near is not None:
         await _hold_near(connection, item, item.near, event.at)
     return item
+
+
+async def change_all(connection: AsyncConnection, where: ColumnElement[bool], rule: Rule) -> int:
+    """The rule on every such item, in the caller's transaction: how many."""
+    found = await lock(connection, where)
+    for item in found:
+        await write(connection, item, rule(item))
+    return len(found)
 
 
 async def _hold_near(connection: AsyncConnection, item: Item, near: int, at: datetime) -> None:
