@@ -53,6 +53,7 @@ from gateway.core.pins import Pins
 from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.registry import Registry, load
 from gateway.core.reload import Reloader
+from gateway.core.reuse import Reuse
 from gateway.core.review_clock import ReviewClock
 from gateway.core.sweep import sweep_for_ever
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
@@ -75,6 +76,7 @@ class Stages:
 
     def __init__(self) -> None:
         self._chains: ChainBuilder | None = None
+        self._reuse = Reuse()
 
     def schema(self, document: Any, file: str) -> Validator:
         """Compile a JSON schema."""
@@ -86,11 +88,11 @@ class Stages:
             case RulesStage():
                 from gateway.adapters.rules import build_rules
 
-                return build_rules(stage, files, place)
+                return self._reuse.stage(stage, files, lambda: build_rules(stage, files, place))
             case CnnStage():
                 from gateway.adapters.cnn import build_cnn
 
-                return build_cnn(stage, files, place)
+                return self._reuse.stage(stage, files, lambda: build_cnn(stage, files, place))
             case ChainStage():
                 return self._chain_builder().build(stage, files, place)
 

@@ -46,7 +46,7 @@ def config_hash(task: Task, models: Mapping[str, Model]) -> str:
 
 def files_that_shape(task: Task, folder: Path) -> set[str]:
     """Names of the files of the task's folder whose content shapes its answers."""
-    return {task.input, task.output, *(name for stage in task.stage for name in _shaping_files(folder, stage))}
+    return {task.input, task.output, *(name for stage in task.stage for name in shaping_files(folder, stage))}
 
 
 def files_of(stage: Stage) -> Iterator[tuple[str, str]]:
@@ -70,7 +70,7 @@ def _shape(stage: Stage) -> dict[str, Any]:
     return {key: value for key, value in declared.items() if key not in _PATIENCE}
 
 
-def _shaping_files(folder: Path, stage: Stage) -> Iterator[str]:
+def shaping_files(folder: Path, stage: Stage) -> Iterator[str]:
     """The named files, and those that stand beside them by convention."""
     yield from (name for _, name in files_of(stage))
     beside = [Path(stage.weights).with_suffix(".json").name] if isinstance(stage, CnnStage) else []
