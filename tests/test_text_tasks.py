@@ -8,28 +8,61 @@ from typing import Any
 
 import httpx
 import pytest
+from chain_stage import Metered
+from fault_server import FaultServer, saying, serving
 from stack import MIGRATIONS, MODELS, ROOT, gateway, make_home, recorded
+from tokenizers import Tokenizer
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
+from gateway.app import Stages
+from gateway.core.registry import load
 
 MESSAGE = {"input": {"message": "Can you come on Friday?", "intent": "yes, at nine"}}
 
 
+def home_with(folder: Path, model: Path, *names: str) -> Path:
+    """A home with these shipped tasks, and a random model in the place of the small one."""
+    for name in names:
+        shutil.copytree(ROOT / "tasks" / name, folder / "tasks" / name)
+        shutil.copytree(ROOT / "prompts" / name, folder / "prompts" / name)
+    small = MODELS.replace("tiny]", "small-llm]").replace("tiny.price", "small-llm.price")
+    return make_home(folder, model / "tokenizer.json", {"models.toml": MODELS + small})
+
+
 @pytest.fixture
 async def client(tmp_path: Path, tiny_llm_folder: Path, valkey: str, llm_server: str) -> AsyncIterator[Any]:
-    """A client of a gateway with the two tasks, and a random model in the place of the small one."""
-    home, database = tmp_path / "home", f"sqlite:///{tmp_path / 'gateway.db'}"
-    for name in ("job-facts", "polite-reply"):
-        shutil.copytree(ROOT / "tasks" / name, home / "tasks" / name)
-        shutil.copytree(ROOT / "prompts" / name, home / "prompts" / name)
-    small = MODELS.replace("tiny]", "small-llm]").replace("tiny.price", "small-llm.price")
-    make_home(home, tiny_llm_folder / "tokenizer.json", {"models.toml": MODELS + small})
+    """A client of a gateway with the two tasks."""
+    database = f"sqlite:///{tmp_path / 'gateway.db'}"
+    home = home_with(tmp_path / "home", tiny_llm_folder, "job-facts", "polite-reply")
     await upgrade(database, MIGRATIONS)
     key = await new_key(database, "shop", frozenset({"invoke", "read"}))
     with gateway(home, database, valkey, llm_server) as up:
         async with up.client(key) as client:
             yield client
+
+
+async def test_facts_that_nobody_stated_are_dropped(
+    tmp_path: Path, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """job-facts' own chain.py: what is not in the request is null, whatever the model says; the call is metered."""
+    facts = '{"service":"gutter cleaning","place":"LEEDS","date":"tomorrow","budget":1200}'
+    server = FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
+    server.script.extend([saying(facts)] * 2)
+    async with serving(server) as url:
+        monkeypatch.setenv("LLM_URL", url)
+        stages = Stages()
+        (step,) = load(home_with(tmp_path, tiny_llm_folder, "job-facts"), stages).tasks["job-facts"].steps
+        stated, silent = Metered(), Metered()
+        requests = ("Gutters in Leeds, tomorrow. 1,200 pounds", "Clean my gutters, 80 at most")
+        found = [
+            (await step.runner.run({"request": r}, m.meter)).output
+            for r, m in zip(requests, (stated, silent), strict=True)
+        ]
+        await stages.aclose()
+    assert found[0] == {"service": "gutter cleaning", "place": "LEEDS", "date": "tomorrow", "budget": 1200}
+    assert found[1] == {"service": "gutter cleaning", "place": None, "date": None, "budget": None}
+    assert stated.outcomes == silent.outcomes == ["ok"]
 
 
 async def test_the_tasks_with_text_and_json(client: httpx.AsyncClient) -> None:

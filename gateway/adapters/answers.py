@@ -132,6 +132,11 @@ class JsonModel(Runnable[Any, Finding]):
         return reply
 
 
+def output_of(finding: Finding) -> dict[str, Any]:
+    """What a finding would have the task answer."""
+    return dict(finding.output)
+
+
 def text_of(output: object) -> str:
     """What a link of a chain said."""
     return str(output.content) if isinstance(output, BaseMessage) else str(output)

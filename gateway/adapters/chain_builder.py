@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import takewhile
 from typing import Any
 
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableLambda
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.adapters.answers import JsonModel, JsonParser, JsonRules, TextParser, text_field
+from gateway.adapters.answers import JsonModel, JsonParser, JsonRules, TextParser, output_of, text_field
 from gateway.adapters.calibration import UNCALIBRATED, Platt, read_calibration
 from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules
 from gateway.adapters.label_ids import LabelIds, by_text, label_ids, probes
@@ -20,7 +20,7 @@ from gateway.adapters.references import UnresolvedReference, resolve
 from gateway.adapters.replicas import Replicas
 from gateway.adapters.tgi import hub_client, served_model, tgi_llm, tokenize
 from gateway.adapters.token_files import BadTokenizer, TokenCounter, TokenFile
-from gateway.adapters.turns import stage_prompt
+from gateway.adapters.turns import StagePrompt, stage_prompt
 from gateway.adapters.wire import Wire
 from gateway.core.cascade import Finding, Runner, StageFailed
 from gateway.core.loaded import LoadedModel, StageFiles, Validator
@@ -143,12 +143,12 @@ class _Building:
         spoken = self._spoken_field() if self._stage.answer == "text" else None
         if self._problems:
             raise InvalidConfig(self._problems)
-        parts = ChainParts(self._stage, stage_prompt(self._prompt, self._declared.chat_format))
+        prompt = stage_prompt(self._prompt, self._declared.chat_format)
         model = self._model_link(access, tokens)
-        own = own_chain(self._files, parts, model)
         if self._stage.answer == "json":
-            return self._chain(self._json_chain(parts, model, own))
-        first = own or parts.prompt | model
+            return self._chain(self._json_chain(prompt, model))
+        first = own_chain(self._files, ChainParts(self._stage, prompt), model)
+        own, first = first is not None, first or prompt | model
         if spoken is not None:
             return self._chain(first | TextParser(spoken, self._output), None if own else spoken)
 
@@ -166,13 +166,12 @@ class _Building:
     def _chain(self, chain: Runnable[Any, Finding], spoken: str | None = None) -> ChainRunner:
         return ChainRunner(self._stage, self._prompt.variables, chain, spoken)
 
-    def _json_chain(
-        self, parts: ChainParts, model: Runnable[Any, Any], own: Runnable[Any, Any] | None
-    ) -> Runnable[Any, Finding]:
+    def _json_chain(self, prompt: StagePrompt, model: Runnable[Any, Any]) -> Runnable[Any, Finding]:
         rules = JsonRules(self._output)
-        if own is not None:
-            return own | JsonParser(rules)
-        return parts.prompt | JsonModel(model, rules, self._files.output_schema)
+        asked = JsonModel(model, rules, self._files.output_schema)
+        parts = ChainParts(self._stage, prompt, asked | RunnableLambda(output_of))
+        own = own_chain(self._files, parts, model)
+        return own | JsonParser(rules) if own is not None else prompt | asked
 
     def _spoken_field(self) -> str | None:
         if (field := text_field(self._files.output_schema)) is None:

@@ -23,10 +23,15 @@ FILE = "chain.py"
 
 
 class ChainParts(Struct, frozen=True):
-    """The `stage` of `build(stage, model)`: its declaration, and its prompt file as a runnable from item to prompt."""
+    """The `stage` of `build(stage, model)`: its declaration, and its prompt file as a runnable from item to prompt.
+
+    For answers of JSON, `json_model` is the model as it is asked without a chain.py: from prompt to a dict that the
+    output schema allows, mended once.
+    """
 
     declared: ChainStage
     prompt: StagePrompt
+    json_model: Runnable[Any, dict[str, Any]] | None = None
 
 
 def own_chain(files: StageFiles, parts: ChainParts, model: Runnable[Any, Any]) -> Runnable[Any, Any] | None:
