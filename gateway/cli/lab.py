@@ -350,6 +350,14 @@ def reproduce(
     sys.exit(1 if found.differences else 0)
 
 
+@_command(lab, _task)
+def card(task: str) -> None:
+    """Write data, training, calibration and results into the task's MODEL_CARD.md, between its markers."""
+    from gateway.lab.card import write_card
+
+    click.echo(write_card(_settings().home_path / "tasks" / task))
+
+
 def _settings() -> process_settings.Settings:
     return process_settings.read(os.environ)
 

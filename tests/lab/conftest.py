@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gateway.lab import prompted
+from gateway.lab.evaluate import evaluate
 from gateway.lab.systems import load_task
 from gateway.lab.train_cnn import WEIGHTS, train_cnn
 from gateway.lab.train_previous import freeze_previous
@@ -58,3 +59,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> Wo
     prompted.write(choice, task)
     data = small_world.write_frozen(folder / "eval-small.jsonl.gz")
     return World(home, sources, corpus, data, folder / "readings", tiny_llm_folder)
+
+
+@pytest.fixture(scope="session")
+def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one evaluation."""
+    out = tmp_path_factory.mktemp("evaluation") / "run"
+    evaluate(world.evaluation(out))
+    return out

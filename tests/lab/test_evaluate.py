@@ -28,14 +28,6 @@ from tests.lab import small_world
 from tests.lab.small_world import World
 
 
-@pytest.fixture(scope="session")
-def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one evaluation."""
-    out = tmp_path_factory.mktemp("evaluation") / "run"
-    evaluate(world.evaluation(out))
-    return out
-
-
 def test_all_four_systems_are_measured_on_the_same_rows(world: World, run: Path) -> None:
     """The folder is whole: every row's predictions, four systems' metrics, a report with plots; no message text."""
     names = {path.name for path in run.iterdir()}
