@@ -60,6 +60,7 @@ from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
 from gateway.core.team_limits import TeamLimits
 from gateway.core.thresholds import Thresholds
 from gateway.settings import Settings
+from gateway.web.departure import Departure
 from gateway.web.doors import Check, Doors, WebSettings
 from gateway.web.wiring import create_app
 
@@ -201,7 +202,7 @@ class Process:
         self._review_clock = ReviewClock(timed, self._clock, settings.sweep_s, settings.review_text_days)
         self._sender = HttpSender()
         self._courier = Courier(SqlOutbox(self._database), self._sender, self._clock, settings.webhook_retry_s)
-        self._draining = False
+        self._departure = Departure(settings.leave_s)
 
     def app(self) -> Litestar:
         """The web application over this process."""
@@ -222,7 +223,7 @@ class Process:
             webhooks=SqlWebhooks(self._database),
             clock=self._clock,
             checks=self._checks(),
-            draining=lambda: self._draining,
+            draining=lambda: self._departure.begun,
             lifespan=(self._living,),
         )
         settings = self._settings
@@ -239,6 +240,7 @@ class Process:
     async def _living(self) -> AsyncIterator[None]:
         """From the first request to the last row."""
         await self._prepare()
+        self._departure.watch()
         sweeping = asyncio.create_task(
             sweep_for_ever(
                 self._sweeper, self._store, self._clock, self._settings.sweep_s, self._settings.orphan_after_s
@@ -260,7 +262,7 @@ class Process:
         try:
             yield
         finally:
-            self._draining = True
+            self._departure.begun = True
             sweeping.cancel()
             for each in following:
                 each.cancel()
@@ -363,7 +365,7 @@ def serve(settings: Settings) -> None:
         log_level="warning",  # type: ignore[arg-type]
         # Beyond the permits the answer is 503, which the application gives; so more than the permits must get in.
         backpressure=2 * settings.permits,
-        workers_kill_timeout=int(settings.drain_s) + 5,
+        workers_kill_timeout=int(settings.leave_s + settings.drain_s) + 5,
     ).serve()
 
 

@@ -106,6 +106,7 @@ def gateway(home: Path, database: str, redis: str, llm: str, **settings: str) ->
         "GATEWAY_DATABASE_URL": database,
         "GATEWAY_REDIS_URL": redis,
         "GATEWAY_PORT": str(port),
+        "GATEWAY_LEAVE_S": "0",
         "LLM_URL": llm,
         "PYTHONPATH": str(ROOT),
         **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()},

@@ -56,6 +56,7 @@ def running(settings: Settings, console: Console, port: int = 0) -> Iterator[Run
                 "GATEWAY_REDIS_URL": redis_url,
                 "GATEWAY_HOST": "127.0.0.1",
                 "GATEWAY_PORT": str(gateway_port),
+                "GATEWAY_LEAVE_S": "0",
                 "LLM_URL": llm_url,
             },
         )

@@ -34,10 +34,16 @@ async def downgrade(url: str, migrations: Path, revision: str) -> None:
 
 
 async def is_current(database: Database, migrations: Path) -> bool:
-    """Whether the database has the schema of these migrations. Raises Unavailable."""
-    head = ScriptDirectory(str(migrations)).get_current_head()
+    """Whether the database has the schema of these migrations, or that of a later release. Raises Unavailable.
+
+    A revision that is unknown here is a later one: migrations only add, so this release runs on it.
+    """
+    known = ScriptDirectory(str(migrations))
     async with database.begin() as connection:
-        return await connection.run_sync(_revision) == head
+        revision = await connection.run_sync(_revision)
+    if revision is None:
+        return False
+    return revision == known.get_current_head() or revision not in {each.revision for each in known.walk_revisions()}
 
 
 async def prepare_partitions(database: Database, now: datetime) -> None:
