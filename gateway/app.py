@@ -31,6 +31,7 @@ from gateway.adapters.sql.review_book import SqlReviewBook
 from gateway.adapters.sql.review_sweep import SqlReviewSweep
 from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
+from gateway.adapters.sql.savings import SqlPromptSamples
 from gateway.adapters.sql.spending import SqlSpending
 from gateway.adapters.sql.samples import SqlSamples
 from gateway.adapters.sql.sweep import Sweeper
@@ -51,6 +52,7 @@ from gateway.core.examples import ExamplesRun, run_examples
 from gateway.core.loaded import LoadedModel, StageFiles, Validator
 from gateway.core.pins import Pins
 from gateway.core.problems import InvalidConfig, Problem
+from gateway.core.prompt_samples import PromptSampler
 from gateway.core.registry import Registry, load
 from gateway.core.reload import Reloader
 from gateway.core.reuse import Reuse
@@ -180,6 +182,7 @@ class Process:
             lambda: {name: task.limits for name, task in self._registry.tasks.items()},
         )
         self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
+        self._prompts = PromptSampler(SqlPromptSamples(self._database), settings.prompt_sample)
         self._engine = Engine(
             self._store,
             self._ledger,
@@ -188,6 +191,7 @@ class Process:
             settings.permits,
             self._limits.of_team,
             SqlClaims(self._database),
+            observer=self._prompts,
         )
         books = SqlBooks(self._database, settings.zone)
         self._bookkeeper = Bookkeeper(
@@ -251,6 +255,7 @@ class Process:
             for each in (
                 self._limits,
                 self._bookkeeper,
+                self._prompts,
                 self._reloader,
                 self._pins,
                 self._alerts,

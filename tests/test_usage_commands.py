@@ -17,9 +17,12 @@ from stories import ESTIMATE, TRUTH, inference, intent, invocation
 
 from gateway.__main__ import cli
 from gateway.adapters.sql.books import Sums, Totals
+from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import open_ledger
 from gateway.adapters.sql.migrate import upgrade
+from gateway.adapters.sql.savings import SqlPromptSamples
 from gateway.cli.ledger import Counted, bounds
+from gateway.core.prompt_samples import PromptSample
 
 # The middle of a month that is long over, whatever today is.
 THEN = datetime(2026, 3, 15, 12, tzinfo=UTC)
@@ -128,6 +131,50 @@ async def test_hours_of_gpus_are_shared_out_once(file: Path, tmp_path: Path, mon
     too_early = await gateway("usage", "close", "--month", f"{first:%Y-%m}")
     assert too_early.exit_code == 1
     assert "shared out yet" in too_early.output
+
+
+async def test_savings_stand_beside_what_was_spent(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All-LLM, what it did cost, the difference; rates as they are given; quality where the lab has measured it."""
+    ledger = open_ledger(f"sqlite:///{file}")
+    asked = [invocation(received_at=THEN) for _ in range(4)]
+    for each in asked:
+        await ledger.record(inference(each))
+    await ledger.aclose()
+    database = Database(f"sqlite:///{file}")
+    await SqlPromptSamples(database).add(
+        [
+            PromptSample(
+                inference_id=each.id, task=each.task, model="moderation-llm", cached=False, input_tokens=479,
+                received_at=THEN,
+            )
+            for each in asked[:2]
+        ]
+    )  # fmt: skip
+    await database.aclose()
+    price = 'from = 2026-01-01\ninput_per_million = "0.1"\noutput_per_million = "0.1"\n'
+    (tmp_path / "models.toml").write_text(
+        f'[moderation-llm]\nkind = "tgi"\nurls = ["env:X"]\nmodel_id = "m"\n[[moderation-llm.price]]\n{price}', "utf-8"
+    )
+    quality = {name: {"auc": {"value": 0.9}, "operating": {"recall": None}} for name in ("tuned", "cascade")}
+    (tmp_path / "tasks/message-moderation").mkdir(parents=True)
+    (tmp_path / "tasks/message-moderation/metrics.json").write_bytes(msgspec.json.encode({"systems": quality}))
+    monkeypatch.setenv("GATEWAY_HOME", str(tmp_path))
+    rates = ("--compute-per-hour", "3600", "--review-each", "0.10")
+    told = await gateway("usage", "savings", "--task", "message-moderation", *SPAN, *rates)
+    assert told.exit_code == 0, told.output
+    lines = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in told.output.splitlines()
+        if "│" in line
+    }
+    # Three calls at 48,100 nano-units; four prompts of 479 tokens and an answer of one, at 100 each.
+    assert lines["all-LLM"] == ["7", "0.000336", "", "0.900", ""]
+    assert lines["decided by cheap stages"][:2] == ["4", "0.000192"]
+    assert lines["invoke"][1] == "0.000144"
+    # Seven prefilter runs of 0.75 ms, at 1 per second.
+    assert lines["rules and prefilter"][1] == "0.005250"
+    assert lines["saved"][1] == "-0.005058"
+    assert "random sample (2 of 4)" in told.output
 
 
 async def test_a_price_that_is_none_is_refused(file: Path) -> None:

@@ -1,6 +1,6 @@
 """The one door to LangChain's chains: the chain stage, `prompt | model | parser`, built once and run per item."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -65,20 +65,30 @@ def _policies(reply: Reply, rules: LabelRules) -> dict[str, Any]:
     return {"policies": [rules.tokens.policies[said[1]]] if named else []}
 
 
+# A validated input → tokens of its prompt.
+PromptCount = Callable[[Mapping[str, Any]], int]
+
+
 class ChainRunner:
     """Runs a chain on items, within the stage's bounds.
 
     `spoken` is the field of the output that the model's text becomes as it is: whoever listens to the invocation hears
-    it while it is generated.
+    it while it is generated. `count` counts the tokens of an item's prompt, where that can be known before it is sent.
     """
 
     def __init__(
-        self, stage: ChainStage, variables: frozenset[str], chain: Runnable[Any, Finding], spoken: str | None = None
+        self,
+        stage: ChainStage,
+        variables: frozenset[str],
+        chain: Runnable[Any, Finding],
+        spoken: str | None = None,
+        count: PromptCount | None = None,
     ) -> None:
         self._stage = stage
         self._variables = variables
         self._chain = chain
         self._spoken = spoken
+        self._count = count
 
     async def run(self, item: Mapping[str, Any], meter: Meter) -> Finding:
         """Ask the model about an item. Raises StageFailed, BudgetExceeded and Unavailable."""
@@ -86,6 +96,14 @@ class ChainRunner:
             return Finding(reason="input_too_long")
         with asking(self._stage, meter, self._listener(meter)):
             return await self._chain.ainvoke(dict(item))
+
+    def prompt_tokens(self, item: Mapping[str, Any]) -> int | None:
+        """Tokens of the prompt that an item would be sent as, 0 for one that is too long to be sent; None where only
+        the server, or the task's own code, knows.
+        """
+        if self._count is None:
+            return None
+        return self._count(item) if self._length(item) <= self._stage.max_input_chars else 0
 
     def _listener(self, meter: Meter) -> Listener | None:
         spoken, listener = self._spoken, meter.invocation.listener

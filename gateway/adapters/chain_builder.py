@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from gateway.adapters.answers import JsonModel, JsonParser, JsonRules, TextParser, output_of, text_field
 from gateway.adapters.calibration import UNCALIBRATED, Platt, read_calibration
-from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules
+from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules, PromptCount
 from gateway.adapters.label_ids import LabelIds, by_text, label_ids, probes
 from gateway.adapters.model_port import CallFault, NotConnected
 from gateway.adapters.openai import ChatServer, served_models
@@ -132,6 +132,7 @@ class _Building:
         self._builder, self._stage, self._files, self._place = builder, stage, files, place
         self._prompt, self._model, self._declared = files.prompt, files.model, files.model.declared
         self._problems: list[Problem] = []
+        self._count: PromptCount | None = None
 
     def runner(self) -> Runner:
         """Raises InvalidConfig."""
@@ -164,13 +165,15 @@ class _Building:
         return self._files.output
 
     def _chain(self, chain: Runnable[Any, Finding], spoken: str | None = None) -> ChainRunner:
-        return ChainRunner(self._stage, self._prompt.variables, chain, spoken)
+        return ChainRunner(self._stage, self._prompt.variables, chain, spoken, self._count)
 
     def _json_chain(self, prompt: StagePrompt, model: Runnable[Any, Any]) -> Runnable[Any, Finding]:
         rules = JsonRules(self._output)
         asked = JsonModel(model, rules, self._files.output_schema)
         parts = ChainParts(self._stage, prompt, asked | RunnableLambda(output_of))
         own = own_chain(self._files, parts, model)
+        # Own code may change the prompt, and a JSON answer may be asked for twice.
+        self._count = None if own is not None or self._stage.answer == "json" else self._counting(tokens)
         return own | JsonParser(rules) if own is not None else prompt | asked
 
     def _spoken_field(self) -> str | None:
@@ -187,9 +190,16 @@ class _Building:
         """The prompt of an empty item, as text."""
         return to_text(self._prompt.messages({}), self._declared.chat_format)
 
-    def _sent(self, fill: str) -> str:
-        """What a door counts the tokens of, with every variable set to `fill`."""
-        turns = self._prompt.messages(dict.fromkeys(self._prompt.variables, fill))
+    def _counting(self, tokens: TokenFile | None) -> PromptCount | None:
+        return (lambda item: tokens.count(self._sent(item))) if tokens is not None else None
+
+    def _filled(self, fill: str) -> str:
+        """The prompt with every variable set to `fill`."""
+        return self._sent(dict.fromkeys(self._prompt.variables, fill))
+
+    def _sent(self, item: Mapping[str, Any]) -> str:
+        """What a door counts the tokens of; a chat server's own template is not in it."""
+        turns = self._prompt.messages(item)
         if self._declared.kind == "openai":
             return "".join(turn.content for turn in turns)
         return to_text(turns, self._declared.chat_format)
@@ -247,7 +257,7 @@ class _Building:
         return probes(self._stage, self._text())
 
     def _model_link(self, access: Access, tokens: TokenFile | None) -> Runnable[Any, Any]:
-        counter = TokenCounter(tokens, _common_start(self._sent("x"), self._sent("7")))
+        counter = TokenCounter(tokens, _common_start(self._filled("x"), self._filled("7")))
         answer_tokens, top = self._answer_tokens()
         if self._declared.kind == "openai":
             return ChatServer(

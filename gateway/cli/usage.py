@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gateway import settings as process_settings
 from gateway.cli.database import with_books, with_database
+from gateway.cli.savings import savings
 from gateway.core.errors import Conflict
 from gateway.core.gpu_hours import GpuShare
 from gateway.core.prices import from_nano
@@ -91,6 +92,9 @@ def close(month: datetime, csv_file: Path | None) -> None:
     if csv_file:
         csv_file.write_bytes(closed.content)
     click.echo(f"{closed.month:%Y-%m} closed {closed.closed_at.isoformat(timespec='seconds')} {closed.sha256}")
+
+
+usage.add_command(savings)
 
 
 @usage.command()

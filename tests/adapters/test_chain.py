@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.problems import InvalidConfig
+from gateway.core.prompt_samples import CountsPrompts
 
 POLICIES = {"abuse": "C", "spam": "D"}
 MANY = {"labels": {"plumbing": "A", "garden": "B", "moving": "C"}}
@@ -239,3 +240,19 @@ async def test_rubbish_after_a_good_answer_is_rubbish(ask: Asking, server: Fault
     with pytest.raises(StageFailed) as failed:
         await ask()
     assert failed.value.reason == "model_answer_invalid"
+
+
+async def test_a_prompt_is_counted_as_the_server_counts_it(
+    builder: ChainBuilder, llm_server: str, tiny_llm_folder: Path
+) -> None:
+    """To the token, before anything is sent; nobody knows without a pinned tokeniser; too long is never sent."""
+    declared = declared_stage(max_input_chars=60)
+    pinned = declared_model(llm_server, tokenizer="tokenizer.json")
+    runner = builder.build(declared, files_for(declared, pinned, tiny_llm_folder), "stage[0]")
+    assert isinstance(runner, CountsPrompts)
+    metered = Metered()
+    await runner.run(ITEM, metered.meter)
+    assert [call.usage.input_tokens for call in metered.calls] == [runner.prompt_tokens(ITEM)]
+    assert runner.prompt_tokens({**ITEM, "message": "x" * 61}) == 0
+    late = builder.build(declared, files_for(declared, declared_model(llm_server), tiny_llm_folder), "stage[0]")
+    assert not isinstance(late, CountsPrompts)

@@ -497,3 +497,15 @@ gpu_share = Table(
     Column("created_at", Instant, nullable=False),
     PrimaryKeyConstraint("model", "hour", "payer_team", "caller_team", "owner_team", "task"),
 )
+
+# Tokens of prompts that were not sent, of a random sample of what cheap stages and the cache answered. No text.
+prompt_sample = Table(
+    "prompt_sample",
+    metadata,
+    Column("inference_id", Id, primary_key=True),
+    Column("task", String(63), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("cached", Boolean, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("received_at", Instant, nullable=False, index=True),
+)
