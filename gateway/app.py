@@ -193,6 +193,9 @@ class Process:
             SqlClaims(self._database),
             observer=self._prompts,
         )
+        self._auditor = Auditor(
+            SqlSamples(self._database), lambda: self._registry, self._store, self._ledger, self._clock, settings.zone
+        )
         books = SqlBooks(self._database, settings.zone)
         self._bookkeeper = Bookkeeper(
             books,
@@ -217,9 +220,6 @@ class Process:
             teams=SqlTeams(self._database),
             runs=SqlRuns(self._database),
             feedback=SqlFeedback(self._database),
-        self._auditor = Auditor(
-            SqlSamples(self._database), lambda: self._registry, self._store, self._ledger, self._clock, settings.zone
-        )
             usage=SqlUsage(self._database),
             versions=SqlFingerprints(self._database),
             audit=SqlAudit(self._database),
