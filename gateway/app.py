@@ -1,11 +1,11 @@
 """Composition root: the only place that builds adapters and wires them to the web layer."""
 
 import asyncio
-import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from gateway import settings as process_settings
 from gateway.adapters.alerts import Alerts
+from gateway.adapters.logs import configure_logs
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.schema import Schema
 from gateway.adapters.sql.audit import SqlAudit
@@ -58,16 +59,19 @@ from gateway.core.reload import Reloader
 from gateway.core.reuse import Reuse
 from gateway.core.review_clock import ReviewClock
 from gateway.core.sweep import sweep_for_ever
-from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
+from gateway.core.task import ChainStage, CnnStage, Model, RulesStage, Stage
 from gateway.core.team_limits import TeamLimits
+from gateway.core.telemetry import Observers, Reading, ReplicaState
 from gateway.core.thresholds import Thresholds
 from gateway.settings import Settings
 from gateway.web.departure import Departure
-from gateway.web.doors import Check, Doors, WebSettings
+from gateway.web.doors import Check, Doors, Telemetry, WebSettings
 from gateway.web.wiring import create_app
 
 if TYPE_CHECKING:
     from gateway.adapters.chain_builder import ChainBuilder
+    from gateway.adapters.readings import Look, ProcessState
+    from gateway.adapters.watch import Watch
 
 log = structlog.get_logger()
 
@@ -108,6 +112,10 @@ class Stages:
     async def verify(self, model: LoadedModel) -> tuple[str, ...]:
         """What the model's servers serve other than the pinned model, in words."""
         return await self._chain_builder().verify(model)
+
+    def replica_states(self) -> Sequence[ReplicaState]:
+        """The replicas of all models, as this process sees them."""
+        return list(self._chains.replica_states()) if self._chains is not None else ()
 
     async def aclose(self) -> None:
         """Close the connections to model servers."""
@@ -150,7 +158,7 @@ def create() -> Litestar:
     """The application of one worker process, from its environment. Ends the process where that is wrong."""
     try:
         settings = process_settings.read(os.environ)
-        configure_logs(settings)
+        configure_logs(settings.log)
         return Process(settings).app()
     except InvalidConfig as error:
         # The server that calls this would show a traceback, and hide the list in it.
@@ -173,7 +181,8 @@ class Process:
         self._pins = Pins(lambda: self._registry, self._stages.verify)
         self._database = Database(settings.database)
         self._alerts = Alerts(settings.alert_url)
-        near = Thresholds([self._alerts.tell] if settings.alert_url else [])
+        self._watch = self._open_watch()
+        near = Thresholds([self._watch.metrics.near_limit, *([self._alerts.tell] if settings.alert_url else [])])
         self._store = RedisStore(RedisSettings(url=settings.redis_url), self._rebuild_budgets, near)
         self._spending = SqlSpending(self._database)
         self._limits = TeamLimits(
@@ -181,7 +190,9 @@ class Process:
             self._store,
             lambda: {name: task.limits for name, task in self._registry.tasks.items()},
         )
-        self._ledger: SqlLedger = open_ledger(settings.database, sync=settings.ledger == "sync")
+        self._ledger: SqlLedger = open_ledger(
+            settings.database, sync=settings.ledger == "sync", committed=self._watch.metrics.committed
+        )
         self._prompts = PromptSampler(SqlPromptSamples(self._database), settings.prompt_sample)
         self._engine = Engine(
             self._store,
@@ -191,7 +202,7 @@ class Process:
             settings.permits,
             self._limits.of_team,
             SqlClaims(self._database),
-            observer=self._prompts,
+            observer=Observers((self._prompts, *self._watch.observers)),
         )
         self._auditor = Auditor(
             SqlSamples(self._database), lambda: self._registry, self._store, self._ledger, self._clock, settings.zone
@@ -229,6 +240,12 @@ class Process:
             checks=self._checks(),
             draining=lambda: self._departure.begun,
             lifespan=(self._living,),
+            telemetry=Telemetry(
+                sampled=self._watch.sampled,
+                problem=self._watch.metrics.problem,
+                metrics=self._watch.render,
+                metrics_open=self._settings.metrics == "open",
+            ),
         )
         settings = self._settings
         web = WebSettings(
@@ -244,6 +261,7 @@ class Process:
     async def _living(self) -> AsyncIterator[None]:
         """From the first request to the last row."""
         await self._prepare()
+        watching = asyncio.create_task(self._watch.follow())
         self._departure.watch()
         sweeping = asyncio.create_task(
             sweep_for_ever(
@@ -269,6 +287,7 @@ class Process:
         finally:
             self._departure.begun = True
             sweeping.cancel()
+            watching.cancel()
             for each in following:
                 each.cancel()
             with suppress(TimeoutError):
@@ -278,6 +297,7 @@ class Process:
             await self._ledger.aclose()
             await self._store.close()
             await self._database.aclose()
+            await self._watch.aclose()
             log.info("stopped")
 
     async def _prepare(self) -> None:
@@ -325,6 +345,49 @@ class Process:
             self._settings.review_lease_s,
         )
 
+    def _open_watch(self) -> "Watch":
+        # Not before the workers were started: prometheus_client decides at its import whether they measure together.
+        from gateway.adapters.watch import Watch
+
+        def model(name: str) -> Model | None:
+            found = self._registry.models.get(name)
+            return found.declared if found is not None else None
+
+        watch = Watch(os.environ, self._clock, model, text=self._settings.trace_text)
+        watch.looking_at(self._state, self._looks())
+        return watch
+
+    def _state(self) -> "ProcessState":
+        from gateway.adapters.readings import ProcessState
+
+        health = self._store.health()
+        replicas = self._stages.replica_states()
+        return ProcessState(self._engine.in_flight, self._ledger.depth, health.up, health.degraded, replicas)
+
+    def _looks(self) -> "Mapping[str, Look]":
+        """What a scrape looks up."""
+        from gateway.adapters import readings
+
+        async def versions() -> Sequence[Reading]:
+            return readings.versions(self._registry.every.values(), len(self._reloader.problems))
+
+        async def parts() -> Sequence[Reading]:
+            return await readings.parts({name: check.probe for name, check in self._checks().items()})
+
+        async def reviews() -> Sequence[Reading]:
+            book, now = SqlReviewBook(self._database), self._clock.now()
+            owners = {task.declared.owner for task in self._registry.tasks.values()}
+            depths = [depth for owner in owners for depth in await book.depth(owner, now)]
+            return readings.review_queue(depths, now)
+
+        async def budgets() -> Sequence[Reading]:
+            teams = [team.name for team in await SqlTeams(self._database).all()]
+            tasks, now = self._registry.every, self._clock.now()
+            charges = readings.budget_charges(tasks, teams, self._limits.of, now, self._settings.zone)
+            return await readings.budgets(charges, self._store.standings)
+
+        return {"versions": versions, "parts": parts, "reviews": reviews, "budgets": budgets}
+
     def _checks(self) -> Mapping[str, Check]:
         async def database() -> None:
             await self._database.ping()
@@ -357,7 +420,7 @@ def serve(settings: Settings) -> None:
     from granian import Granian
     from granian.constants import Interfaces, Loops
 
-    Granian(
+    granian = Granian(
         "gateway.app:create",
         address=settings.host,
         port=settings.port,
@@ -371,27 +434,12 @@ def serve(settings: Settings) -> None:
         # Beyond the permits the answer is 503, which the application gives; so more than the permits must get in.
         backpressure=2 * settings.permits,
         workers_kill_timeout=int(settings.leave_s + settings.drain_s) + 5,
-    ).serve()
+    )
+    with TemporaryDirectory(prefix="taskgate-metrics-") as folder:
+        # The workers write what they measure to files in here, so that whichever is asked can show the sums.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        granian.serve()
 
 
 def _new_id() -> str:
     return str(uuid_utils.uuid7())
-
-
-def configure_logs(settings: Settings) -> None:
-    """Structured lines on stderr. Neither messages nor secrets are ever among the fields."""
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if settings.log == "json" else structlog.dev.ConsoleRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )

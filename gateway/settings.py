@@ -70,6 +70,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     webhook_retry_s: Seconds = 5.0
     """The pause after the first attempt of a webhook that failed; each further one is three times as long."""
     log: Literal["json", "console"] = "json"
+    metrics: Literal["key", "open"] = "key"
+    """Who may read /metrics: keys with the scope `admin`, or everybody who can reach the port."""
+    trace_text: bool = False
+    """Whether spans carry input and output: the text of messages."""
     prompt_sample: Annotated[float, Meta(ge=0, le=1)] = 0.01
     """Share of the answers without a model whose prompt is counted all the same, for `gateway usage savings`."""
     data_dir: str = ""

@@ -1,7 +1,7 @@
 """From a declared chain stage to a running one: every reference resolved, every label checked, problems all at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -28,6 +28,7 @@ from gateway.core.meter import Meter
 from gateway.core.problems import InvalidConfig, Problem
 from gateway.core.prompts import to_text
 from gateway.core.task import ChainStage, Model
+from gateway.core.telemetry import ReplicaState
 
 _VERIFY_TIMEOUT_S = 5.0
 
@@ -59,6 +60,13 @@ class ChainBuilder:
         access = self.access(model, [])
         checks = (self._verify(model.declared, url, access.headers) for url in access.replicas.urls)
         return tuple(said for said in await asyncio.gather(*checks) if said)
+
+    def replica_states(self) -> Iterator[ReplicaState]:
+        """The replicas of all models, as they are doing now."""
+        now = asyncio.get_running_loop().time()
+        for (model, *_), access in self._accesses.items():
+            for state in access.replicas.states(now):
+                yield ReplicaState(model, *state)
 
     async def aclose(self) -> None:
         """Close all connections to model servers."""

@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from gateway.adapters.model_port import ASK, Ask, CallFault, NotConnected, Reply, Slow
 from gateway.core.cascade import StageFailed
@@ -26,6 +27,12 @@ class Breaker:
         self._failures = 0
         self._rests_until = 0.0
         self._probing = False
+
+    def state(self, now: float) -> Literal["closed", "half_open", "open"]:
+        """As an operator sees it: half open is the time in which one request may try."""
+        if self._failures < _FAILURES_TO_OPEN:
+            return "closed"
+        return "open" if now < self._rests_until else "half_open"
 
     def admits(self, now: float) -> bool:
         """Whether a request may go to the replica."""
@@ -74,6 +81,10 @@ class Replicas:
     def urls(self) -> tuple[str, ...]:
         """Where the replicas are."""
         return tuple(replica.url for replica in self._replicas)
+
+    def states(self, now: float) -> list[tuple[str, Literal["closed", "half_open", "open"], int]]:
+        """Of each replica: its URL, its breaker, and how many requests it is at."""
+        return [(each.url, each.breaker.state(now), each.outstanding) for each in self._replicas]
 
     async def call(
         self, model: MeteredModel, send: Callable[[str], Awaitable[Reply]], input_tokens: int, output_tokens: int

@@ -25,7 +25,7 @@ from gateway.core.meter import Intents, Meter, Reservations, Settlement
 from gateway.core.quotas import Charge, Limit, at_the_door
 from gateway.core.registry import LoadedTask
 from gateway.core.samples import draw
-from gateway.core.telemetry import CURRENT, Nobody, Observer, Stopwatch
+from gateway.core.telemetry import CURRENT, Observer, Observers, Stopwatch
 
 log = structlog.get_logger()
 
@@ -97,7 +97,7 @@ class Engine:
     ) -> None:
         self._store, self._ledger, self._clock, self._zone = store, ledger, clock, zone
         self._team_limits, self._claims = team_limits, claims
-        self._observer = observer or Nobody()
+        self._observer = observer or Observers(())
         self._free = permits
         self._flights: dict[str, asyncio.Task[Flown]] = {}
         self._running: set[asyncio.Task[Answer]] = set()

@@ -5,10 +5,10 @@ whether it is kept is decided when its outcome is known. A span's id is the end 
 of the ledger one finds the span, and back. Only a call to a model server needs its span while it runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from opentelemetry import context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
@@ -37,14 +37,21 @@ class Observer(Protocol):
         """It ended without an answer."""
 
 
-class Nobody:
-    """Looks away."""
+class Observers:
+    """Tells several."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
 
     def answered(self, task: "LoadedTask", answer: Answer) -> None:
-        """Not seen."""
+        """Tell all."""
+        for observer in self._observers:
+            observer.answered(task, answer)
 
     def refused(self, task: "LoadedTask", invocation: Invocation, error: BaseException) -> None:
-        """Not seen."""
+        """Tell all."""
+        for observer in self._observers:
+            observer.refused(task, invocation, error)
 
 
 class Stopwatch:
@@ -70,7 +77,16 @@ class Reading(NamedTuple):
     name: str
     help: str
     labels: tuple[str, ...]
-    values: list[tuple[tuple[str, ...], float]]
+    values: Sequence[tuple[tuple[str, ...], float]]
+
+
+class ReplicaState(NamedTuple):
+    """A replica of a model as one process sees it, and how many requests it is at."""
+
+    model: str
+    url: str
+    breaker: Literal["closed", "half_open", "open"]
+    outstanding: int
 
 
 def span_id(id: str) -> int:
@@ -96,3 +112,14 @@ def calling(invocation: Invocation, call_id: str) -> Iterator[None]:
         yield
     finally:
         context.detach(token)
+
+
+def ids() -> dict[str, str]:
+    """What names the invocation that is being answered, for log lines; empty outside of one."""
+    asked = CURRENT.get(None)
+    if asked is None:
+        return {}
+    named = {"run_id": asked.id, "trace_id": asked.trace_id}
+    if asked.origin is not None:
+        named["request_id"] = asked.origin.request_id
+    return {name: value for name, value in named.items() if value is not None}

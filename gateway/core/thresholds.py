@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 import structlog
 from msgspec import Struct
-from opentelemetry import metrics
 
 from gateway.core.prices import from_nano
 from gateway.core.quotas import Standing
@@ -32,20 +31,16 @@ class NearLimit(Struct, frozen=True, kw_only=True, tag_field="event", tag="quota
 
 
 class Thresholds:
-    """Tells the log, the metrics, and whoever else wants to know. Neither waits nor raises."""
+    """Tells the log, and whoever else wants to know. Neither waits nor raises."""
 
     def __init__(self, listeners: Sequence[Callable[[NearLimit], None]] = ()) -> None:
         self._listeners = listeners
-        self._counter = metrics.get_meter("gateway").create_counter(
-            "gateway.quota.near_limit", description="Quotas that came near their limit, once per window."
-        )
 
     def __call__(self, standing: Standing) -> None:
         """A quota stands near its limit."""
         event = near_limit(standing)
         log.warning("quota_near_limit", resource=event.resource, scope=event.scope, per=event.per, limit=event.limit,
                     used=event.used, resets_at=event.resets_at.isoformat())  # fmt: skip
-        self._counter.add(1, {"resource": event.resource, "per": event.per})
         for tell in self._listeners:
             tell(event)
 

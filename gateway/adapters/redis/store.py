@@ -176,6 +176,11 @@ class RedisStore:
             await self._restored()
         raise Unavailable("The quota store keeps restarting.")
 
+    async def standings(self, charges: Sequence[Charge]) -> list[Standing]:
+        """How far the counters of charges with an amount of 0 are used: they are only looked at. Raises Unavailable."""
+        (reply,) = await self._line.ask(self._taking("", charges))
+        return self._standings(reply, charges, BudgetExceeded)
+
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Replace estimates by the truth, each exactly once. Raises Unavailable.
 

@@ -5,8 +5,9 @@ wakes them: the busier it is, the more share one commit. Nobody else commits to 
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from msgspec import Struct
@@ -35,14 +36,23 @@ class SqlLedger:
     """Core's Ledger and Intents over SQL. One per process.
 
     `sync`: `record` returns when the rows are durable; otherwise as soon as they are queued (intents always wait).
-    `capacity` bounds the queue, `patience_s` how long an item waits for a database that is away.
+    `capacity` bounds the queue, `patience_s` how long an item waits for a database that is away. `committed` hears how
+    many seconds each commit took.
     """
 
     def __init__(
-        self, writer: Writer, *, sync: bool = True, capacity: int = 8192, batch: int = 512, patience_s: float = 5.0
+        self,
+        writer: Writer,
+        *,
+        sync: bool = True,
+        capacity: int = 8192,
+        batch: int = 512,
+        patience_s: float = 5.0,
+        committed: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._writer, self._sync = writer, sync
         self._capacity, self._batch, self._patience_s = capacity, batch, patience_s
+        self._committed = committed
         self._queue: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._closing = False
@@ -109,6 +119,7 @@ class SqlLedger:
         """Write them all, again and again until their patience ends. Raises RowRefused where one row is bad."""
         pause_s = _FIRST_PAUSE_S
         while batch:
+            start_s = time.perf_counter()
             try:
                 await self._writer.write(waiting.item for waiting in batch)
             except ConnectionLost as lost:
@@ -117,6 +128,7 @@ class SqlLedger:
                 await asyncio.sleep(pause_s if batch else 0)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
+                self._committed(time.perf_counter() - start_s)
                 for waiting in batch:
                     if not waiting.written.done():
                         waiting.written.set_result(None)
@@ -161,9 +173,9 @@ class SqlLedger:
         return [waiting for waiting in batch if waiting.deadline_s > now_s]
 
 
-def open_ledger(url: str, *, sync: bool = True) -> SqlLedger:
+def open_ledger(url: str, *, sync: bool = True, committed: Callable[[float], None] = lambda _: None) -> SqlLedger:
     """The ledger of a database URL. It connects, and starts its writer, when there is something to write."""
-    return SqlLedger(open_writer(url), sync=sync)
+    return SqlLedger(open_writer(url), sync=sync, committed=committed)
 
 
 def _fail(batch: Sequence[_Waiting], cause: Exception) -> None:
