@@ -32,16 +32,16 @@ from gateway.adapters.sql.review_book import SqlReviewBook
 from gateway.adapters.sql.review_sweep import SqlReviewSweep
 from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.runs import SqlFeedback, SqlRuns
+from gateway.adapters.sql.samples import SqlSamples
 from gateway.adapters.sql.savings import SqlPromptSamples
 from gateway.adapters.sql.spending import SqlSpending
-from gateway.adapters.sql.samples import SqlSamples
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.usage import SqlUsage
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.adapters.webhooks import HttpSender
-from gateway.core.bookkeeping import Bookkeeper
 from gateway.core.auditor import Auditor
+from gateway.core.bookkeeping import Bookkeeper
 from gateway.core.budgets import counters
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
@@ -281,6 +281,7 @@ class Process:
                 self._courier,
             )
         ]
+        auditing = asyncio.create_task(self._auditor.follow())
         log.info("ready", tasks={name: task.fingerprint for name, task in self._registry.tasks.items()})
         try:
             yield
@@ -288,6 +289,7 @@ class Process:
             self._departure.begun = True
             sweeping.cancel()
             watching.cancel()
+            self._auditor.close()
             for each in following:
                 each.cancel()
             with suppress(TimeoutError):
@@ -301,7 +303,6 @@ class Process:
             log.info("stopped")
 
     async def _prepare(self) -> None:
-        auditing = asyncio.create_task(self._auditor.follow())
         if not await is_current(self._database, self._settings.home_path / "migrations"):
             problem = Problem("database", "", "the schema is not that of this version", "run `gateway db upgrade`")
             raise InvalidConfig([problem])
@@ -310,7 +311,6 @@ class Process:
         with suppress(Unavailable):
             # A store that is away is told as soon as it is back.
             await self._limits.refresh()
-            self._auditor.close()
         await self._remember(self._registry)
 
     async def _adopt(self, registry: Registry) -> None:
