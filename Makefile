@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test prove prove-teeth lint clean prerequisites
+.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -24,6 +24,9 @@ check: $(BIN)/.demo ## Check tasks, prompts and models
 
 test: $(BIN)/.test lint ## Lint, types, import contracts, tests on real servers
 	$(BIN)/python -m pytest
+
+contract-llamacpp: $(BIN)/.test ## The chat door over llama.cpp's server (LLAMACPP_PYTHON, LLAMACPP_MODEL)
+	$(BIN)/python -m pytest tests/contracts/test_llamacpp.py
 
 prove: $(BIN)/.test ## Prove the promises about money over real processes (up to 10 minutes)
 	PYTHONPATH=tests $(BIN)/python -m prove
