@@ -16,11 +16,13 @@ from stack import MIGRATIONS
 from stories import ESTIMATE, TRUTH, inference, intent, invocation
 
 from gateway.__main__ import cli
-from gateway.adapters.sql.books import Sums, Totals
+from gateway.adapters.sql.books import Totals
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import open_ledger
 from gateway.adapters.sql.migrate import upgrade
+from gateway.adapters.sql.partitions import first_id
 from gateway.adapters.sql.savings import SqlPromptSamples
+from gateway.adapters.sql.sums import Sums
 from gateway.cli.ledger import Counted, bounds
 from gateway.core.prompt_samples import PromptSample
 
@@ -196,13 +198,39 @@ async def test_a_limit_is_set_and_ended(file: Path) -> None:
     assert (await gateway(*limit, "--remove")).output == ""
 
 
-@pytest.mark.parametrize(("at_server", "holds"), [(959, False), (960, True), (1460, True), (1461, False)])
-def test_the_servers_count_lies_between_settled_and_all(at_server: int, holds: bool) -> None:
-    """Both ends are included, and one token beyond either is a difference."""
+async def test_retention_counts_before_it_removes(file: Path) -> None:
+    """A month that is open is refused; without --write nothing goes; after it verify is as green as before."""
+    old = invocation(id=first_id(THEN), received_at=THEN)
+    made = intent(old, id=first_id(THEN), created_at=THEN)
+    ledger = open_ledger(f"sqlite:///{file}")
+    await ledger.intend(made)
+    await ledger.record(inference(old, made))
+    await ledger.aclose()
+    retention = ("db", "retention", "--keep-months", "1")
+    refused = await gateway(*retention)
+    assert refused.exit_code == 1
+    assert "2026-03" in refused.output
+    await gateway("usage", "close", "--month", "2026-03")
+    before = (await gateway("usage", "report", *SPAN)).output
+    assert "nothing is removed yet" in (await gateway(*retention)).output
+    removed = await gateway(*retention, "--write")
+    assert removed.exit_code == 0, removed.output
+    assert f"0.{TRUTH.cost_nano:09d}" in removed.output
+    assert (await gateway("usage", "report", *SPAN)).output == before
+    assert (await gateway("ledger", "verify")).exit_code == 0
+    assert "ledger_removed" in (await gateway("audit", "list")).output
+
+
+@pytest.mark.parametrize(
+    ("under_way", "at_server", "holds"),
+    [(0, 959, False), (0, 960, True), (0, 1460, True), (0, 1461, False), (500, 1960, True), (500, 1961, False)],
+)
+def test_the_servers_count_lies_between_settled_and_all(under_way: int, at_server: int, holds: bool) -> None:
+    """Both ends are included, and one token beyond either is a difference; a call under way counts at its estimate."""
     nothing = Sums(0, 0, 0, 0)
-    unsettled = Sums(1, ESTIMATE.input_tokens, 0, 0)
     totals = Totals(
-        calls=Sums(3, 2 * TRUTH.input_tokens + ESTIMATE.input_tokens, 0, 0), unsettled=unsettled, attempts=nothing,
-        inferences=nothing, attempts_off=0, inferences_off=0, days_off=[], intents=0,
+        calls=Sums(2, TRUTH.input_tokens + ESTIMATE.input_tokens, 0, 0), unsettled=Sums(1, ESTIMATE.input_tokens, 0, 0),
+        attempts=nothing, inferences=nothing, attempts_off=0, inferences_off=0, days_off=[], months_off=[],
+        intents=Sums(1, under_way, 0, 0), removed=Sums(1, TRUTH.input_tokens, 0, 0),
     )  # fmt: skip
     assert all(finding.holds for finding in bounds(totals, Counted(at_server, 0))) is holds

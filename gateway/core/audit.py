@@ -13,6 +13,7 @@ ActName = Literal[
     "team_created",
     "team_limited",
     "price_corrected",
+    "ledger_removed",
     "review_read",
     "reviews_exported",
     "webhook_set",

@@ -15,9 +15,12 @@ from sqlalchemy import ColumnElement, Select, case, func, insert, literal, selec
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.adapters.exports import billed_nano
 from gateway.adapters.sql.charges import charged
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.retention import Removed, removed
 from gateway.adapters.sql.settled import settled_until
+from gateway.adapters.sql.sums import NO_SUMS, Sums, sums_of
 from gateway.adapters.sql.tables import attempt, inference, intent, model_call, usage_close, usage_day
 from gateway.adapters.sql.usage import total
 from gateway.core.errors import Conflict
@@ -36,17 +39,11 @@ class ClosedMonth(Struct, frozen=True):
     closed_at: datetime
 
 
-class Sums(Struct, frozen=True):
-    """Tokens and cost of a set of rows."""
-
-    rows: int
-    input_tokens: int
-    output_tokens: int
-    cost_nano: int
-
-
 class Totals(Struct, frozen=True, kw_only=True):
-    """The whole ledger, summed three ways; how many rows differ from the sum of their parts; what is under way."""
+    """The whole ledger, summed three ways; how many rows differ from the sum of their parts; what is under way.
+
+    `removed` are the calls that retention removed, with what was `removed_unsettled` of them; they are in no other sum.
+    """
 
     calls: Sums
     attempts: Sums
@@ -55,7 +52,10 @@ class Totals(Struct, frozen=True, kw_only=True):
     attempts_off: int
     inferences_off: int
     days_off: Sequence[date]
-    intents: int
+    months_off: Sequence[date]
+    intents: Sums
+    removed: Sums = NO_SUMS
+    removed_unsettled: Sums = NO_SUMS
 
 
 class SqlBooks:
@@ -84,8 +84,7 @@ class SqlBooks:
     async def days(self, start: date, end: date) -> list[UsageDay]:
         """The sums of [start, end), from closed days where there are any, else from the rows. Raises Unavailable."""
         async with self._database.begin() as connection:
-            stored = select(usage_day).where(usage_day.c.day >= start, usage_day.c.day < end)
-            found = [_usage_day(row) for row in (await connection.execute(stored)).mappings()]
+            found = await self._stored(connection, start, end)
             day = max(start, await self._next(connection) or end)
             last = await self._newest(connection)
             while day < end and last is not None and day <= last:
@@ -128,31 +127,51 @@ class SqlBooks:
         async with self._database.begin() as connection:
             if self._database.postgres:
                 await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            gone = await removed(connection)
+            calls = _of(model_call, "inference_id", gone)
             return Totals(
-                calls=await _sums(connection, _all(model_call)),
-                attempts=await _sums(connection, _all(attempt)),
-                inferences=await _sums(connection, _all(inference)),
-                unsettled=await _sums(connection, _all(model_call).where(model_call.c.settled.is_(False))),
-                attempts_off=await _count(connection, _differing(attempt, model_call, "attempt_id")),
-                inferences_off=await _count(connection, _differing(inference, attempt, "inference_id")),
-                days_off=await self._days_off(connection),
-                intents=await _count(connection, select(intent.c.id)),
+                calls=await _sums(connection, calls),
+                attempts=await _sums(connection, _of(attempt, "inference_id", gone)),
+                inferences=await _sums(connection, _of(inference, "id", gone)),
+                unsettled=await _sums(connection, calls.where(model_call.c.settled.is_(False))),
+                attempts_off=await _count(connection, _differing(attempt, model_call, "attempt_id", gone)),
+                inferences_off=await _count(connection, _differing(inference, attempt, "inference_id", gone)),
+                days_off=await self._days_off(connection, gone),
+                months_off=await self._months_off(connection),
+                intents=await _sums(connection, sums_of(intent)),
+                removed=gone.calls if gone is not None else NO_SUMS,
+                removed_unsettled=gone.unsettled if gone is not None else NO_SUMS,
             )
 
-    async def _days_off(self, connection: AsyncConnection) -> list[date]:
-        """Closed days whose sums are not those of their rows, as far back as there are rows."""
-        oldest = await self._oldest(connection)
-        rows = (await connection.execute(select(usage_day).order_by(usage_day.c.day))).mappings()
-        stored: dict[date, set[UsageDay]] = {}
-        for row in rows:
-            stored.setdefault(row["day"], set()).add(_usage_day(row))
-        day, end = oldest, await self._next(connection)
+    async def _months_off(self, connection: AsyncConnection) -> list[date]:
+        """Closed months whose export is not what its hash says, or not the cost of its closed days."""
         off = []
-        while day is not None and end is not None and day < end:
+        for row in (await connection.execute(select(usage_close).order_by(usage_close.c.month))).mappings():
+            month, content = row["month"], row["content"]
+            days = await self._stored(connection, month, month_after(month))
+            cost = sum(day.cost_nano for day in days + await charged(connection, month, month_after(month)))
+            if hashlib.sha256(content).hexdigest() != row["sha256"] or billed_nano(content) != cost:
+                off.append(month)
+        return off
+
+    async def _days_off(self, connection: AsyncConnection, gone: Removed | None) -> list[date]:
+        """Closed days whose sums are not those of their rows, as far back as all rows must be there."""
+        stored: dict[date, set[UsageDay]] = {}
+        for row in await self._stored(connection, date.min, date.max):
+            stored.setdefault(row.day, set()).add(row)
+        oldest = min([*stored, await self._oldest(connection) or date.max])
+        day, end = max(oldest, gone.first_day(self._zone)) if gone is not None else oldest, await self._next(connection)
+        off = []
+        while end is not None and day < end:
             if set(await self._live(connection, day)) != stored.get(day, set()):
                 off.append(day)
             day += timedelta(days=1)
         return off
+
+    async def _stored(self, connection: AsyncConnection, start: date, end: date) -> list[UsageDay]:
+        """The closed days of [start, end)."""
+        query = select(usage_day).where(usage_day.c.day >= start, usage_day.c.day < end)
+        return [_usage_day(row) for row in (await connection.execute(query)).mappings()]
 
     async def _live(self, connection: AsyncConnection, day: date) -> list[UsageDay]:
         """A day's sums, from the rows."""
@@ -205,18 +224,21 @@ def _spent() -> Select[Any]:
     return query.group_by(*who)
 
 
-def _all(table: Any) -> Select[Any]:
-    columns: list[Any] = [func.count()]
-    columns += [func.coalesce(total(table.c[name]), 0) for name in ("input_tokens", "output_tokens", "cost_nano")]
-    return select(*columns).select_from(table)
+def _of(table: Any, inference_id: str, gone: Removed | None) -> Select[Any]:
+    """The sums of a table, without rows of inferences whose other rows retention may have removed."""
+    return sums_of(table) if gone is None else sums_of(table).where(table.c[inference_id] >= gone.kept_from)
 
 
-def _differing(whole: Any, part: Any, reference: str) -> Select[Any]:
+def _differing(whole: Any, part: Any, reference: str, gone: Removed | None) -> Select[Any]:
     """Rows of `whole` whose cost or tokens are not the sum of their parts, and parts without a whole."""
     names = ("input_tokens", "output_tokens", "cost_nano")
     sums = select(part.c[reference].label("id"), *(total(part.c[name]).label(name) for name in names)).group_by(
         part.c[reference]
     )
+    if gone is not None:
+        sums = sums.where(part.c.inference_id >= gone.kept_from)
+        of = whole.c.inference_id if "inference_id" in whole.c else whole.c.id
+        whole = select(whole).where(of >= gone.kept_from).subquery()
     summed = sums.subquery()
     differs: ColumnElement[bool] = whole.c.id.is_(None)
     for name in names:

@@ -69,7 +69,22 @@ async def drop_before(connection: AsyncConnection, month: date) -> list[str]:
     ]  # fmt: skip
     for name in old:
         await connection.exec_driver_sql(f"DROP TABLE {name}")
+    for table in LEDGER:
+        await _drop_strays(connection, table, _first_id_of(month))
     return old
+
+
+async def _drop_strays(connection: AsyncConnection, table: str, start: str) -> None:
+    """Old rows that no month was ready for. Inside the table nobody may delete them; outside it is one of many."""
+    strays = await connection.exec_driver_sql(f"SELECT 1 FROM {table}_default WHERE id < '{start}' LIMIT 1")
+    if strays.first() is None:
+        return
+    for statement in (
+        f"ALTER TABLE {table} DETACH PARTITION {table}_default",
+        f"DELETE FROM {table}_default WHERE id < '{start}'",
+        f"ALTER TABLE {table} ATTACH PARTITION {table}_default DEFAULT",
+    ):
+        await connection.exec_driver_sql(statement)
 
 
 async def _existing(connection: AsyncConnection) -> set[str]:
