@@ -205,7 +205,13 @@ class Process:
             observer=Observers((self._prompts, *self._watch.observers)),
         )
         self._auditor = Auditor(
-            SqlSamples(self._database), lambda: self._registry, self._store, self._ledger, self._clock, settings.zone
+            SqlSamples(self._database),
+            lambda: self._registry,
+            self._store,
+            self._ledger,
+            self._clock,
+            settings.zone,
+            Observers(self._watch.observers),
         )
         books = SqlBooks(self._database, settings.zone)
         self._bookkeeper = Bookkeeper(

@@ -198,14 +198,20 @@ async def test_the_readme_shows_real_traces(world: World) -> None:
     world.llm.usual = status(503)
     await world.ask(f"{DEFERRED} Thanks.", deferred)
     drawn = "\n\n".join([drawing(await world.collector.root(trace)) for trace in (delivered, deferred)])
+    assert without_numbers(in_the_readme(drawn)) == without_numbers(drawn)
+
+
+def in_the_readme(drawn: str) -> str:
+    """The trees that stand there; those of now, where snapshots are written anew."""
     readme = Path(ROOT / "README.md")
     text = readme.read_text("utf-8")
     block = re.compile(r"(?<=```text\n)inference .*?(?=\n```)", re.DOTALL)
     if UPDATING:
-        readme.write_text(block.sub(lambda _: drawn, text, count=1), "utf-8")
-    shown = block.search(readme.read_text("utf-8"))
+        text = block.sub(lambda _: drawn, text, count=1)
+        readme.write_text(text, "utf-8")
+    shown = block.search(text)
     assert shown is not None
-    assert without_numbers(shown[0]) == without_numbers(drawn)
+    return shown[0]
 
 
 SHOWN = {

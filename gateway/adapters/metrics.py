@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.core.errors import GatewayError
-from gateway.core.inference import Answer, Attempt, Invocation, ModelCall
+from gateway.core.inference import Answer, Attempt, Inference, Invocation, ModelCall
 from gateway.core.loaded import LoadedTask
 from gateway.core.telemetry import Reading
 from gateway.core.thresholds import NearLimit
@@ -86,12 +86,16 @@ class Metrics:
         self._gauges: dict[str, Series] = {}
 
     def answered(self, task: LoadedTask, answer: Answer) -> None:
-        """Count all of it."""
+        """Count all of it; of what no caller asked for, only the model calls."""
         inference, decision = answer.inference, answer.inference.decision
+        if inference.invocation.kind != "invoke":
+            self._count_calls(task.name, inference)
+            return
         cache = "replayed" if answer.replayed else inference.cache
         self._requests(task.name, decision.stage or "none", decision.status, cache).inc()
         if answer.replayed:
             return
+        self._count_calls(task.name, inference)
         for attempt in inference.attempts:
             self._count_attempt(task.name, attempt)
         if answer.laps:
@@ -156,8 +160,11 @@ class Metrics:
         self._stage_s(task, stage).observe(attempt.duration_ms / 1000)
         if attempt.label_mass is not None:
             self._label_mass(task, stage).observe(attempt.label_mass)
-        for call in attempt.calls:
-            self._count_call(task, call)
+
+    def _count_calls(self, task: str, inference: Inference) -> None:
+        for attempt in inference.attempts:
+            for call in attempt.calls:
+                self._count_call(task, call)
 
     def _count_call(self, task: str, call: ModelCall) -> None:
         self._calls(call.model, host_of(call.replica), call.outcome).inc()

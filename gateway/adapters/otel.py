@@ -125,7 +125,8 @@ class Exports:
         ending = Thread(target=self._provider.shutdown, daemon=True)
         ending.start()
         ending.join(_PATIENCE_S)
-        self._exporter.shutdown()
+        if ending.is_alive():
+            self._exporter.shutdown()
 
 
 def resource_of(instance: str) -> Resource:

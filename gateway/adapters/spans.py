@@ -83,11 +83,11 @@ class Spans:
         root = self._root(task, inference.invocation, self._began_ns(inference.invocation, end_ns), said)
         under = set_span_in_context(root)
         past_ns = end_ns - round(self._clock.monotonic_s() * _NS)
+        for attempt in inference.attempts:
+            self._attempt(task, attempt, under)
         for number, lap in enumerate(answer.laps, 1):
             if lap.name == "cascade":
-                for attempt in inference.attempts:
-                    self._attempt(task, attempt, under)
-                continue
+                continue  # The attempts show it.
             said = {"taskgate.cache": inference.cache} if number == 1 else {}
             start = past_ns + round(lap.start_s * _NS)
             span = self._start(span_id(inference.id) ^ number, lap.name, under, start, said)
@@ -185,6 +185,7 @@ def _of_invocation(asked: Invocation) -> dict[str, Any]:
         "taskgate.run_id": asked.id,
         "taskgate.fingerprint": asked.fingerprint,
         "taskgate.kind": asked.kind,
+        "taskgate.parent_run_id": asked.parent_id,
         "taskgate.caller_team": asked.caller.team,
         "taskgate.request_id": asked.origin.request_id if asked.origin is not None else None,
     }

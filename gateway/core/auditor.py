@@ -21,7 +21,7 @@ from gateway.core.cascade import Outcome
 from gateway.core.clock import Clock
 from gateway.core.errors import QuotaExceeded, Unavailable
 from gateway.core.holds import policies_of
-from gateway.core.inference import Attribution, Caller, Inference, Invocation
+from gateway.core.inference import Answer, Attribution, Caller, Inference, Invocation
 from gateway.core.loaded import LoadedTask
 from gateway.core.meter import Intents, Meter, Reservations
 from gateway.core.quotas import Charge, Limit, at_the_door
@@ -29,6 +29,7 @@ from gateway.core.registry import Registry
 from gateway.core.reviews import Item, rank_of, risk_of
 from gateway.core.samples import Drawn, Judged, Samples, Verdict, asks_people, audits
 from gateway.core.task import ChainStage, Review
+from gateway.core.telemetry import Observer, Observers
 
 log = structlog.get_logger()
 
@@ -76,7 +77,9 @@ class Auditor:
         ledger: Record,
         clock: Clock,
         zone: ZoneInfo,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observers(())
         self._samples, self._registry, self._budget, self._ledger = samples, registry, budget, ledger
         self._clock, self._zone = clock, zone
         self._closing = asyncio.Event()
@@ -143,6 +146,7 @@ class Auditor:
     async def _audit(self, drawn: Drawn, task: LoadedTask) -> None:
         done = await self._ask(drawn, task)
         await self._ledger.record(done.inference)
+        self._observer.answered(task, Answer(done.inference))
         if done.verdict == "none" and drawn.tries < TRIES:
             log.info("audit_failed", task=drawn.task, reason=done.inference.decision.reason, tries=drawn.tries)
             return
