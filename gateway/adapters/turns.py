@@ -26,9 +26,9 @@ class Turns(PromptValue):
         return to_text(self.turns, self.chat_format)
 
     def to_messages(self) -> list[BaseMessage]:
-        """The same turns without a chat format; empty ones are left out, as in the text."""
+        """The same turns without a chat format; an empty system turn is left out, as in the text."""
         kinds = {"system": SystemMessage, "user": HumanMessage}
-        return [kinds[turn.role](content=turn.content) for turn in self.turns if turn.content]
+        return [kinds[turn.role](content=turn.content) for turn in self.turns if turn.content or turn.role == "user"]
 
     def with_turns(self, turns: tuple[Message, ...]) -> "Turns":
         """Other turns, in the same format."""

@@ -73,9 +73,9 @@ def parse_prompt(name: str, text: str) -> Prompt:
 
 
 def to_text(messages: tuple[Message, ...], chat_format: str) -> str:
-    """The raw text for servers that take text, in one of `CHAT_FORMATS`."""
+    """The raw text for servers that take text, in one of `CHAT_FORMATS`. Only a system turn may be left out."""
     form = CHAT_FORMATS[chat_format]
-    turns = (getattr(form, m.role).format(m.content) for m in messages if m.content)
+    turns = (getattr(form, m.role).format(m.content) for m in messages if m.content or m.role == "user")
     return "".join(turns) + form.answer
 
 

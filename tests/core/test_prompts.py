@@ -53,3 +53,13 @@ def test_a_value_is_never_read_as_a_template() -> None:
 def test_escape_keeps_what_an_honest_message_says() -> None:
     """Only angle brackets and line breaks change."""
     assert escape("Is 5 < 6?\nYes — “of course” ☺") == "Is 5 ‹ 6? Yes — “of course” ☺"
+
+
+@pytest.mark.parametrize("chat_format", CHAT_FORMATS)
+def test_an_empty_message_keeps_its_turn(chat_format: str) -> None:
+    """A user part of one variable with nothing in it is an empty turn; without the turn the system part alone would be
+    answered.
+    """
+    messages = parse_prompt("a/b.v1", "Judge.\n---\n{{message}}").messages({"message": "\u200b"})
+    form = CHAT_FORMATS[chat_format]
+    assert to_text(messages, chat_format) == form.system.format("Judge.") + form.user.format("") + form.answer

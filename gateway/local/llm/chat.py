@@ -24,7 +24,7 @@ def render(messages: Sequence[ChatMessage], chat_format: str) -> str:
     turn_end = form.user.partition("{}")[2]
     turns = {"system": form.system, "user": form.user, "assistant": form.answer + "{}" + turn_end}
     # Not str.format: the content may hold braces, and an unfilled template part may too.
-    return "".join(turns[m.role].replace("{}", _content(m)) for m in messages if _content(m)) + form.answer
+    return "".join(turns[m.role].replace("{}", _content(m)) for m in messages if _content(m) or m.role == "user") + form.answer
 
 
 def parameters(body: ChatBody, model_id: str) -> Parameters:
