@@ -16,6 +16,7 @@ COMMANDS = {
     "teams": ("gateway.cli.access", "Teams."),
     "keys": ("gateway.cli.access", "API keys."),
     "audit": ("gateway.cli.audit", "What administrators did."),
+    "quality": ("gateway.cli.quality", "Is the machine right, beside what it costs."),
     "task": ("gateway.cli.task", "Versions of a task: their history, and what changed."),
     "usage": ("gateway.cli.usage", "What was spent: reports, exports, closed months."),
     "ledger": ("gateway.cli.ledger", "Prove that every sum agrees with every other."),

@@ -27,7 +27,9 @@ from gateway.adapters.sql.gpu_hours import SqlGpuHours
 from gateway.adapters.sql.keys import SqlKeys
 from gateway.adapters.sql.ledger import SqlLedger, open_ledger
 from gateway.adapters.sql.migrate import is_current, prepare_partitions
+from gateway.adapters.sql.opinions import SqlOpinions
 from gateway.adapters.sql.outbox import SqlOutbox
+from gateway.adapters.sql.quality import SqlQuality
 from gateway.adapters.sql.review_book import SqlReviewBook
 from gateway.adapters.sql.review_sweep import SqlReviewSweep
 from gateway.adapters.sql.reviews import SqlReviews
@@ -242,6 +244,8 @@ class Process:
             audit=SqlAudit(self._database),
             desk=self._desk(),
             webhooks=SqlWebhooks(self._database),
+            quality=SqlQuality(self._database),
+            people=SqlOpinions(self._database),
             clock=self._clock,
             checks=self._checks(),
             draining=lambda: self._departure.begun,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from gateway import settings as process_settings
 from gateway.cli.access import database_url, finish
+from gateway.cli.agreement import agreement
 from gateway.core.reviews import State
 
 _DAY = click.DateTime(["%Y-%m-%d"])
@@ -95,6 +96,9 @@ def export(task: str, start: datetime, end: datetime | None, text: str, out: Pat
 
         write_labels(rows, out)
     click.echo(f"{len(rows)} labelled rows in {out}")
+
+
+reviews.add_command(agreement)
 
 
 @reviews.command("simulate")

@@ -6,11 +6,13 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
 
+from gateway.core.agreement import PeopleBook
 from gateway.core.audit import AuditLog
 from gateway.core.clock import Clock
 from gateway.core.desk import Desk
 from gateway.core.engine import Engine
 from gateway.core.keys import KeyStore
+from gateway.core.quality import QualityBook
 from gateway.core.records import FeedbackStore, Runs, Teams, UsageReport
 from gateway.core.registry import Registry
 from gateway.core.telemetry import Sampler
@@ -60,6 +62,8 @@ class Doors(Struct, frozen=True, kw_only=True):
     audit: AuditLog
     desk: Desk
     webhooks: Webhooks
+    quality: QualityBook
+    people: PeopleBook
     clock: Clock
     checks: Mapping[str, Check] = field(default_factory=dict)
     draining: Callable[[], bool] = lambda: False

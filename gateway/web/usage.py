@@ -73,8 +73,8 @@ class UsagePages:
         exchange = exchange_of(request, self._doors.clock)
         query, zone, now = request.query_params, self._settings.zone, self._doors.clock.now()
         first = datetime.combine(now.astimezone(zone).date().replace(day=1), time(), zone)
-        start = _instant(query.get("start"), "start", zone) or first
-        end = _instant(query.get("end"), "end", zone) or now
+        start = instant_of(query.get("start"), "start", zone) or first
+        end = instant_of(query.get("end"), "end", zone) or now
         if end < start:
             raise invalid("The interval ends before it begins.", ("end", "lies before start"))
         rows = await self._doors.usage.roll_up(
@@ -99,7 +99,8 @@ def _whose(asked: str | None, caller: Caller) -> str | None:
     return caller.team
 
 
-def _instant(text: str | None, name: str, zone: ZoneInfo) -> datetime | None:
+def instant_of(text: str | None, name: str, zone: ZoneInfo) -> datetime | None:
+    """A day or an instant as a query says it. Raises InvalidInput."""
     if text is None:
         return None
     try:

@@ -17,6 +17,7 @@ from gateway.web.metrics import MetricsPage
 from gateway.web.openai import ChatPages
 from gateway.web.openapi import SchemaPage
 from gateway.web.problems import Handler
+from gateway.web.quality import QualityPages
 from gateway.web.reviews import ReviewPages
 from gateway.web.runs import RunPages
 from gateway.web.tasks import TaskPages
@@ -41,6 +42,7 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
         *AuditPages(doors).routes(),
         *ReviewPages(doors, settings).routes(),
         *WebhookPages(doors, settings).routes(),
+        *QualityPages(doors, settings).routes(),
         *HealthPages(doors).routes(),
         *MetricsPage(doors).routes(),
         *more,

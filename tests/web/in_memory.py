@@ -14,6 +14,7 @@ from memory_reviews import MemoryReviews, MemoryWebhooks
 from msgspec.structs import replace
 
 from gateway.adapters.schema import Schema
+from gateway.core.agreement import Opinion, Opinions
 from gateway.core.audit import TERMINAL, Act, ActName, Actor
 from gateway.core.cascade import Finding, Runner, StageFailed, Step
 from gateway.core.clock import Clock
@@ -25,6 +26,7 @@ from gateway.core.inference import Inference, Intent, RateHeader
 from gateway.core.keys import SCOPES, ApiKey, mint
 from gateway.core.loaded import LoadedTask
 from gateway.core.meter import Meter, Settlement
+from gateway.core.quality import Counted, Evidence
 from gateway.core.quotas import Charge
 from gateway.core.records import Feedback, Run, Team, TeamLimit, UsageRow
 from gateway.core.registry import Registry
@@ -248,6 +250,20 @@ class MemoryVersions:
         return Version(task, FINGERPRINT, at, {"declaration": {}}) if fingerprint == FINGERPRINT else None
 
 
+class MemoryQuality:
+    """A period in which a hundred messages came, and nobody judged anything."""
+
+    async def evidence(self, task: str, start: datetime, end: datetime) -> Evidence:
+        """All were cleared by the rules, for nothing."""
+        counted = Counted(fingerprint=FINGERPRINT, stage="rules", status="accepted", action="deliver", positive=False,
+                          runs=100, cost_nano=0)  # fmt: skip
+        return Evidence(counted=[counted], held=[], sampled=[], audit_nano={}, llm_stages={})
+
+    async def opinions(self, task: str, start: datetime, end: datetime) -> Opinions:
+        """One block of a known item."""
+        return Opinions([Opinion("1", "gold", "ann", "block")], {"1": "block"}, [])
+
+
 class MemoryFeedback:
     """A list."""
 
@@ -295,6 +311,8 @@ class Memory:
             audit=self.acts,
             desk=Desk(self.reviews, self.reviews, lambda: registry, CLOCK),
             webhooks=self.webhooks,
+            quality=MemoryQuality(),
+            people=MemoryQuality(),
             clock=CLOCK,
             draining=lambda: self.draining,
             **more,

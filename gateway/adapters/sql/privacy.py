@@ -4,12 +4,12 @@ import hashlib
 from datetime import datetime
 
 from msgspec import Struct
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
 
 from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.reviews import change_all
-from gateway.adapters.sql.tables import idempotency, inference, review, review_item, review_text
+from gateway.adapters.sql.tables import audit_sample, idempotency, inference, review, review_item, review_text
 from gateway.core.audit import TERMINAL, Actor
 from gateway.core.reviews import WAITING, withdraw
 
@@ -30,6 +30,8 @@ async def erase(database: Database, subject_id: str, now: datetime, by: Actor = 
     async with database.begin() as connection:
         gone = delete(review_text).where(review_text.c.subject_id == subject_id).returning(review_text.c.review_id)
         texts = list((await connection.execute(gone)).scalars())
+        sampled = (audit_sample.c.subject_id == subject_id, audit_sample.c.input.is_not(None))
+        waits = await connection.execute(update(audit_sample).where(*sampled).values(input=None))
         kept = await connection.execute(delete(idempotency).where(idempotency.c.inference_id.in_(of_subject)))
         roots = select(review.c.item_id).where(review.c.id.in_(texts), review.c.item_id.is_not(None))
         readable = select(review.c.item_id).join(review_text, review_text.c.review_id == review.c.id)
@@ -39,7 +41,7 @@ async def erase(database: Database, subject_id: str, now: datetime, by: Actor = 
         withdrawn = await change_all(
             connection, about & unreadable & waiting, lambda item: withdraw(item, by, now, "erased")
         )
-        erased = Erased(len(texts), kept.rowcount, withdrawn)
+        erased = Erased(len(texts) + waits.rowcount, kept.rowcount, withdrawn)
         hashed = hashlib.sha256(subject_id.encode()).hexdigest()[:16]
         await note(
             connection, by, "subject_erased", hashed, now,
