@@ -72,4 +72,7 @@ class Bookkeeper:
                 await self.turn()
             except Unavailable:
                 log.warning("bookkeeping_postponed")
+            except Exception:
+                # Days that are never closed would be noticed only when a month is to be billed.
+                log.exception("bookkeeping_broken")
             await asyncio.sleep(EVERY_S)

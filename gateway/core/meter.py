@@ -13,10 +13,14 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 from gateway.core.clock import Clock
+from gateway.core.errors import Unavailable
 from gateway.core.inference import NOTHING_USED, Intent, Invocation, ModelCall, Usage
 from gateway.core.prices import Tariff
 from gateway.core.quotas import Charge, Limit, for_model_call
 from gateway.core.telemetry import calling
+
+# Above what any model reads, and far below what a ledger's column holds once it is priced.
+_MOST_TOKENS = 2**31
 
 
 class Settlement(Struct, frozen=True):
@@ -65,9 +69,11 @@ class WireCall:
         self.http_status: int | None = None
 
     def settle(self, input_tokens: int, output_tokens: int, http_status: int = 200) -> None:
-        """The server answered and said what it counted."""
-        self.outcome, self.settled, self.http_status = "ok", True, http_status
-        self.usage = self._tariff.usage(input_tokens, output_tokens, self.intent.created_at)
+        """The server answered and said what it counted. What cannot be a count leaves the call at its estimate."""
+        self.outcome, self.http_status = "ok", http_status
+        if min(input_tokens, output_tokens) >= 0 and max(input_tokens, output_tokens) < _MOST_TOKENS:
+            self.settled = True
+            self.usage = self._tariff.usage(input_tokens, output_tokens, self.intent.created_at)
 
     def refuse(self, http_status: int | None = None) -> None:
         """The server surely counted nothing: no connection, or it turned the request away before running it."""
@@ -127,7 +133,12 @@ class Meter:
         intent = self._intent(model, replica, input_tokens, output_tokens)
         charges = tuple(for_model_call(self._limits, intent, self._zone))
         if charges:
-            await self._reservations.reserve(intent.id, charges)
+            try:
+                await self._reservations.reserve(intent.id, charges)
+            except Unavailable:
+                # The store may have taken it, and only its answer was lost.
+                self.settlements.append(Settlement(intent.id, charges, NOTHING_USED))
+                raise
         wire = WireCall(intent, model.tariff)
         try:
             await self._intents.intend(intent)

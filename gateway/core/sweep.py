@@ -53,13 +53,17 @@ async def sweep_once(orphans: Orphans, reservations: OpenReservations, clock: Cl
 async def sweep_for_ever(
     orphans: Orphans, reservations: OpenReservations, clock: Clock, every_s: float, orphan_after_s: float
 ) -> None:
-    """Sweep until cancelled; a store that is away is tried again at the next turn."""
+    """Sweep until cancelled; a store that is away is tried again at the next turn, and so is what should not happen:
+    a sweeper that ends leaks every reservation from then on.
+    """
     while True:
         await asyncio.sleep(every_s)
         try:
             await sweep_once(orphans, reservations, clock, orphan_after_s)
         except Unavailable:
             log.warning("sweep_postponed")
+        except Exception:
+            log.exception("sweep_broken")
 
 
 async def _sweep_intents(orphans: Orphans, reservations: Reservations, older_than: datetime) -> int:

@@ -44,7 +44,10 @@ class Sweeper:
         ids = [orphan.id for orphan in intents]
         async with self._database.begin() as connection:
             claimed = await self._claim(connection, ids)
-            there = await _recorded(connection, {orphan.inference_id for orphan in claimed})
+            # An intent may come after its call, from a commit that had seemed lost: then it only goes.
+            known = await _recorded(connection, model_call, {orphan.id for orphan in claimed})
+            claimed = [orphan for orphan in claimed if orphan.id not in known]
+            there = await _recorded(connection, inference, {orphan.inference_id for orphan in claimed})
             for inference_id, calls in groupby(claimed, lambda orphan: orphan.inference_id):
                 await self._write(connection, list(calls), inference_id in there)
         return claimed
@@ -99,8 +102,8 @@ class Sweeper:
         }
 
 
-async def _recorded(connection: AsyncConnection, ids: set[str]) -> set[str]:
-    return set((await connection.execute(select(inference.c.id).where(inference.c.id.in_(ids)))).scalars())
+async def _recorded(connection: AsyncConnection, table: Table, ids: set[str]) -> set[str]:
+    return set((await connection.execute(select(table.c.id).where(table.c.id.in_(ids)))).scalars())
 
 
 async def _insert(connection: AsyncConnection, table: Table, rows: list[dict[str, Any]]) -> None:

@@ -106,3 +106,21 @@ async def test_a_call_that_outlived_its_inference_is_counted_beside_it(
     assert (second["parent_id"], second["cost_nano"]) == (asked.id, ESTIMATE.cost_nano)
     (call,) = await rows(database, tables.model_call)
     assert (call["id"], call["inference_id"]) == (orphans[0].id, second["id"])
+
+
+async def test_an_intent_that_came_after_its_call_only_goes(
+    ledger: SqlLedger, database: Database, sweeper: Sweeper
+) -> None:
+    """A commit that had seemed lost may bring it late. The call is in the books already: once, as it was settled."""
+    asked = invocation()
+    orphans = await leave(ledger, asked)
+    told = inference(asked, *orphans)
+    await ledger.record(told)
+    for late in orphans:
+        await ledger.intend(late)
+    stranger = invocation()
+    lost = await leave(ledger, stranger)
+    assert await sweeper.unsettle([*orphans, *lost]) == lost
+    calls = {row["id"]: row["settled"] for row in await rows(database, tables.model_call)}
+    assert calls == {orphans[0].id: True, lost[0].id: False}
+    assert await rows(database, tables.intent) == []
