@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from budgets import ask, counting_model, ledger_state, message, mortal_valkey
-from fault_server import held_until
+from fault_server import FaultServer, Seen, held_until, status
 from stack import gateway, make_home
 
 from gateway.adapters.sql.access import new_key
@@ -52,3 +52,32 @@ async def test_a_key_is_answered_once_over_processes_and_restarts(
                 _, theirs = await ask(third, message(1), **KEY)
                 assert theirs["run_id"] != again["run_id"]
     assert (await ledger_state(database_url))[0] == len(model.asked) == 2
+
+
+async def test_a_key_is_free_again_where_the_first_failed(
+    home: Path, database_url: str, valkey: str, tiny_llm_folder: Path
+) -> None:
+    """In a task without actions the first request fails while a second one waits: the second runs, and is answered."""
+    task = home / "tasks/manners/task.toml"
+    before, _, after = task.read_text("utf-8").partition("[actions]")
+    task.write_text(f"{before}[cache]{after.partition('[cache]')[2]}", "utf-8")
+    shop = await new_key(database_url, "shop", frozenset({"invoke"}))
+    async with counting_model(tiny_llm_folder) as (model, llm):
+        with gateway(home, database_url, valkey, llm) as one, gateway(home, database_url, valkey, llm) as two:
+            async with one.client(shop) as first, two.client(shop) as second:
+                fail = asyncio.Event()
+
+                async def refuse_later(server: FaultServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
+                    server.hung.set()
+                    await fail.wait()
+                    status(422)(server, seen, writer)
+
+                model.script.append(refuse_later)
+                failing = asyncio.create_task(ask(first, message(3), **KEY))
+                await model.hung.wait()
+                waiting = asyncio.create_task(ask(second, message(3), **KEY))
+                await second.get("/health/live")
+                fail.set()
+                (failed, _), (answered, metadata) = await failing, await waiting
+    assert (failed.status_code, answered.status_code) == (502, 200)
+    assert (metadata["status"], answered.headers.get("idempotent-replayed")) == ("accepted", None)
