@@ -65,6 +65,9 @@ _cnn_batch = click.option("--batch", type=int, default=64, show_default=True)
 _without = click.option(
     "--without", multiple=True, type=click.Choice(["previous", "prompted"]), help="Leave a system out; repeatable."
 )
+_mix = click.option(
+    "--mix", "mix_file", type=_PATH, help="TOML or JSON of what the LLM is tuned on; its keys are those of MixConfig."
+)
 _seed = click.option("--seed", type=int, default=_SEED, show_default=True)
 
 
@@ -135,7 +138,7 @@ def train_cnn(
     lab, _sources, _corpus, _base, _out, _threads, _seed,
     click.option("--learning-rate", type=float, default=1e-3, show_default=True),
     click.option("--epochs", type=int, default=1, show_default=True),
-    click.option("--mix", "mix_file", type=_PATH, help="TOML or JSON of what is drawn from where; see MixConfig."),
+    _mix,
     click.option("--from-adapter", type=_PATH, help="Begin with this adapter's weights instead of fresh ones."),
 )  # fmt: skip
 def tune_llm(
@@ -261,56 +264,84 @@ def previous(task: str, sources: Path | None, corpus: Path | None, out: Path) ->
 
 
 @_command(
-    lab, _sources, _corpus, _out, _cnn_rate, _cnn_batch, _threads,
-    click.option("--epochs", type=int, default=3, show_default=True),
+    lab, _sources, _corpus, _base, _out, _threads, _seed,
+    click.option("--system", type=click.Choice(["cnn", "llm"]), default="cnn", show_default=True),
+    click.option("--epochs", type=int, help="Default: 3 for the prefilter, 1 for the LLM."),
+    click.option("--learning-rate", type=float, help="Default: the system's own."),
+    click.option("--batch", type=int, default=64, show_default=True, help="Of the prefilter."),
+    _mix,
 )  # fmt: skip
 def loso(
-    sources: Path | None, corpus: Path | None, out: Path, learning_rate: float, batch: int, threads: int, epochs: int
-) -> None:
-    """Leave one source out: the prefilter on sources that it never saw. Finished trainings are kept."""
+    sources: Path | None, corpus: Path | None, base: Path | None, out: Path, threads: int, seed: int, system: str,
+    epochs: int | None, learning_rate: float | None, batch: int, mix_file: Path | None,
+) -> None:  # fmt: skip
+    """Leave one source out: a model on sources that it never saw. Finished trainings are kept. Hours for the LLM."""
     from gateway.lab.loso import leave_one_out, markdown
+    from gateway.lab.mix import read_mix
     from gateway.lab.train_cnn import CnnConfig
-    from gateway.lab.trainers import cnn_trainer
+    from gateway.lab.trainers import LlmPlan, cnn_trainer, llm_trainer
+    from gateway.lab.tune import TuneConfig
 
-    folder = _sources_at(sources)
-    config = CnnConfig(
-        sources=str(folder), corpus=str(_corpus_at(TASK, corpus)), out=str(out), epochs=epochs, threads=threads,
-        learning_rate=learning_rate, batch=batch,
-    )  # fmt: skip
-    click.echo("\n".join(markdown(leave_one_out(cnn_trainer(config), folder, out))))
+    folder, corpus = _sources_at(sources), _corpus_at(TASK, corpus)
+    if system == "llm":
+        config = TuneConfig(threads=threads, seed=seed, epochs=epochs or 1, learning_rate=learning_rate or 1e-3)
+        train = llm_trainer(LlmPlan(config, read_mix(mix_file, seed), _base_at(base), _settings().home_path, corpus))
+    else:
+        train = cnn_trainer(CnnConfig(
+            sources=str(folder), corpus=str(corpus), out=str(out), base=_text(base), epochs=epochs or 3, seed=seed,
+            threads=threads, learning_rate=learning_rate or 1.2e-3, batch=batch,
+        ))  # fmt: skip
+    click.echo("\n".join(markdown(leave_one_out(train, folder, out / system))))
 
 
 @_command(
     lab, _sources, _corpus, _base, _out, _threads, _seed,
     click.option("--data", "file", type=_PATH, required=True, help="The set that each size is measured on."),
     click.option("--size", "sizes", type=int, multiple=True, help="Rows to tune on; repeatable."),
+    _mix,
 )  # fmt: skip
 def curve(
     sources: Path | None, corpus: Path | None, base: Path | None, out: Path, threads: int, seed: int, file: Path,
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...], mix_file: Path | None,
 ) -> None:  # fmt: skip
     """The learning curve of the tuned LLM. Hours on a CPU; finished sizes are kept."""
     from gateway.lab.curve import SIZES, learning_curve
     from gateway.lab.evaluate import read_labelled
-    from gateway.lab.mix import MixConfig
+    from gateway.lab.mix import read_mix
     from gateway.lab.trainers import LlmPlan
     from gateway.lab.tune import TuneConfig
 
     plan = LlmPlan(
-        TuneConfig(threads=threads, seed=seed), MixConfig(seed=seed), _base_at(base), _settings().home_path,
+        TuneConfig(threads=threads, seed=seed), read_mix(mix_file, seed), _base_at(base), _settings().home_path,
         _corpus_at(TASK, corpus),
     )  # fmt: skip
     for size, found in learning_curve(plan, _sources_at(sources), read_labelled(file), out, sizes or SIZES):
         click.echo(f"{size:7} rows: AUC {found}")
 
 
-@_command(lab, _task, _base, _adapter, _out)
-def export(task: str, base: Path | None, adapter: Path | None, out: Path) -> None:
+@_command(
+    lab, _task, _base, _adapter, _out, _threads,
+    click.option("--data", "file", type=_PATH, help="Also compare the scores of a file's rows before and after."),
+    click.option("--rows", type=click.IntRange(1), default=60, show_default=True, help="How many of the file's rows."),
+)  # fmt: skip
+def export(
+    task: str, base: Path | None, adapter: Path | None, out: Path, threads: int, file: Path | None, rows: int
+) -> None:
     """Merge base and adapter into a folder that TGI, vLLM and transformers load, and check it."""
-    from gateway.lab.merge import export_merged
+    from gateway.lab.evaluate import read_labelled
+    from gateway.lab.merge import export_merged, rounding
+    from gateway.lab.systems import load_task
 
-    gap = export_merged(_base_at(base), _adapter_at(task, adapter), out)
+    base, adapter = _base_at(base), _adapter_at(task, adapter)
+    compared = read_labelled(file)[:rows] if file is not None else []
+    gap = export_merged(base, adapter, out)
     click.echo(f"{out}: largest difference of a logit {gap:.4f}")
+    if compared:
+        found = rounding(load_task(_settings().home_path, task), base, adapter, out, compared, threads=threads)
+        click.echo(
+            f"{found.rows} rows: calibrated scores in float32 and as exported differ by {found.mean:.4f} on average, "
+            f"{found.largest:.4f} at most; {found.decisions} decisions differ"
+        )
 
 
 @_command(

@@ -44,7 +44,9 @@ def first_table(alphabet: Alphabet, dim: int, base: Path | None, seed: int) -> T
     if base is None:
         return table
     words = alphabet.words
-    table[1 : len(words) + 1] = _principal(_vectors(words, base), dim)
+    leading = _principal(_vectors(words, base), dim)
+    # A small base has fewer components than the table: the rest stays random.
+    table[1 : len(words) + 1, : leading.shape[1]] = leading
     return _fit_groups(table, reader, words)
 
 

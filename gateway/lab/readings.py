@@ -95,19 +95,25 @@ def read_all(asked: Asked, rows: Sequence[Row], folder: Path, *, threads: int = 
     missing = list({row_key(row): row for row in rows if row_key(row) not in known}.values())
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        for fresh in _read(asked, missing, threads):
+        for fresh in _read(asked, missing, threads, causal_lm.pick_dtype()):
             with file.open("ab") as out:
                 out.writelines(msgspec.json.encode(reading) + b"\n" for reading in fresh)
             known.update((reading.key, reading) for reading in fresh)
     return known
 
 
-def _read(asked: Asked, rows: Sequence[Row], threads: int) -> Iterator[list[Reading]]:
+def read_anew(asked: Asked, rows: Sequence[Row], dtype: torch.dtype, *, threads: int = 1) -> dict[str, Reading]:
+    """Readings by `row_key`, at a precision of one's own; nothing is kept. Raises LabError."""
+    unique = list({row_key(row): row for row in rows}.values())
+    return {reading.key: reading for chunk in _read(asked, unique, threads, dtype) for reading in chunk}
+
+
+def _read(asked: Asked, rows: Sequence[Row], threads: int, dtype: torch.dtype) -> Iterator[list[Reading]]:
     torch.set_num_threads(threads)
     prompt = parse_prompt("asked", asked.prompt)
     try:
         tokenizer = causal_lm.load_tokenizer(asked.base)
-        model: Any = causal_lm.load_base(asked.base, causal_lm.pick_dtype())
+        model: Any = causal_lm.load_base(asked.base, dtype)
         if asked.adapter is not None:
             model = causal_lm.load_adapter(model, asked.adapter, merge=False)
     except causal_lm.ModelFilesError as error:

@@ -134,6 +134,15 @@ def test_first_vectors_come_from_the_base_model(tiny_base: Path) -> None:
     assert torch.cosine_similarity(spelled, table[2], dim=0) > 0.9
 
 
+def test_a_base_of_few_dimensions_fills_the_first_ones(tiny_base: Path) -> None:
+    """Wider vectors than the base has are not an error: what the base cannot say stays random."""
+    words = packed(["drip", "drips", "window"])
+    alphabet = Alphabet(max_bytes=99, max_words=9, buckets=8, shortest_group=3, longest_group=4, lexicon=words)
+    wide = first_table(alphabet, 40, tiny_base, seed=1)
+    assert wide.shape[1] == 40
+    assert wide.isfinite().all()
+
+
 def test_a_base_without_embeddings_is_refused(tmp_path: Path) -> None:
     """A folder that is no model folder is named in the error."""
     with pytest.raises(LabError, match=r"tokenizer\.json"):
