@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth lint clean prerequisites
+.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth focus-validate lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -33,6 +33,13 @@ prove: $(BIN)/.test ## Prove the promises about money over real processes (up to
 
 prove-teeth: $(BIN)/.test ## Prove that the proofs can fail: every seeded defect must be caught
 	PYTHONPATH=tests $(BIN)/python -m prove teeth
+
+focus-validate:  ## Run the FinOps Foundation's validator on an export: make focus-validate FILE=october.csv
+	$(PYTHON) -m venv .venv-focus
+	.venv-focus/bin/python -m pip --disable-pip-version-check install --no-input focus-validator==1.0.0 'multimethod<2'
+	# It finds its list of currencies only from the folder that it is installed in.
+	cd .venv-focus/lib/python3*/site-packages && $(CURDIR)/.venv-focus/bin/focus-validator \
+		--data-file $(abspath $(FILE)) --column-namespace x_ --validate-version 1.0
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .
