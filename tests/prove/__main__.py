@@ -15,12 +15,12 @@ from prove.budget import prove_budget, prove_cache
 from prove.death import prove_death
 from prove.serve import DEFECTS
 from prove.volume import prove_volume
-from prove.world import Check, Ground, ground, world
+from prove.world import Check, Ground, World, ground, world
 
 TESTS = Path(__file__).parent.parent
 MACHINES = {
     "3 state machine": ("adapters/test_redis_machine.py",),
-    "5 clock": ("core/test_quotas.py", "adapters/sql/test_books.py"),
+    "5 clock": ("core/test_quotas.py", "test_thresholds.py", "adapters/sql/test_books.py"),
 }
 
 
@@ -44,10 +44,19 @@ async def teeth(on: Ground) -> list[Check]:
     checks = []
     for defect in DEFECTS:
         async with world(on, defect) as each:
-            found = await (prove_cache(each) if "cache" in defect else prove_budget(each, calls=20, requests=120))
+            found = await _proof_of(defect, each)
         seen = [check.says for check in found if check.difference]
         checks += _shown([Check("teeth", defect, "; ".join(seen) or "NOT CAUGHT", 0 if seen else 1)])
     return checks
+
+
+async def _proof_of(defect: str, each: World) -> Sequence[Check]:
+    """The proof that looks where the defect is."""
+    if "cache" in defect:
+        return await prove_cache(each)
+    if "lost" in defect:
+        return await prove_death(each, 3, 60, seed=0, deaths=("model",), patience_s=20)
+    return await prove_budget(each, calls=20, requests=120)
 
 
 def _pytest(name: str, files: Sequence[str]) -> Check:

@@ -51,34 +51,36 @@ class Fleet(Struct):
         self.up += [each.result() for each in ready]
 
 
-async def prove_death(world: World, rounds: int, seconds: float, seed: int) -> Sequence[Check]:
+async def prove_death(
+    world: World, rounds: int, seconds: float, seed: int, deaths: Sequence[str] = DEATHS, patience_s: float = 60
+) -> Sequence[Check]:
     """At most so many rounds, for at most so long."""
     dice, started = random.Random(seed), time.monotonic()
     # A model that hangs is given up soon, so that rounds of it are short.
     world.declare(timeout_s=1.0, deadline_s=2.0, more=BUDGET)
     key = await new_key(world.postgres, "shop", frozenset({"invoke"}))
     given: list[str] = []
-    done, deaths = 0, dict.fromkeys(dict.fromkeys(DEATHS), 0)
+    done, died = 0, dict.fromkeys(deaths, 0)
     with world.gateways(2) as up:
         fleet = Fleet(world, up)
         while done < rounds and time.monotonic() - started < seconds:
-            death = dice.choice(DEATHS)
+            death = dice.choice(deaths)
             given += await _round(fleet, key, done, death, dice)
             await fleet.arrive()
-            deaths[death] += 1
+            died[death] += 1
             done += 1
         await fleet.arrive(whoever=True)
-        booked = await world.settled_down()
+        booked = await world.settled_down(patience_s)
         open_after = await world.open_reservations()
         counted = await world.counted()
         verified, words = await world.verified()
-    died = ", ".join(f"{count} {what}" for what, count in deaths.items())
+    of = ", ".join(f"{count} {what}" for what, count in died.items())
     took = f"{done} in {time.monotonic() - started:.0f} s"
     name = "2 random death"
     if verified:
         print(words)
     return [
-        Check(name, f"rounds (seed {seed}): {died}", took, rounds - done),
+        Check(name, f"rounds (seed {seed}): {of}", took, rounds - done),
         *witnessed(name, world.model.counted, counted, booked),
         Check(name, "`ledger verify --model-metrics`", f"status {verified}", verified),
         Check(name, "reservations and intents left", f"{open_after} + {booked.intents}", open_after + booked.intents),

@@ -9,16 +9,50 @@ from litestar import Litestar
 from gateway.adapters.redis import RedisStore
 from gateway.adapters.sql.ledger import SqlLedger
 from gateway.core import engine
+from gateway.core.meter import WireCall
 
 
 def _skip_settlements() -> None:
     """Reservations are made and never settled on the path of a good answer."""
     finish = RedisStore.finish
 
-    async def broken(self: RedisStore, run: str, held: Any, settlements: Any, keep: Any) -> None:
-        await finish(self, run, held, (), keep)
+    async def broken(self: RedisStore, run: str, held: Any, settlements: Any, keep: Any, *claimed: Any) -> None:
+        await finish(self, run, held, (), keep, *claimed)
 
     RedisStore.finish = broken  # type: ignore[method-assign]
+
+
+def _skip_settlements_of_lost_calls() -> None:
+    """Reservations of calls that nobody knows the end of are never settled, nor swept."""
+    finish = RedisStore.finish
+
+    async def broken(self: RedisStore, run: str, held: Any, settlements: Any, keep: Any, *claimed: Any) -> None:
+        await finish(self, run, held, [each for each in settlements if each.charges[0].amount != each.usage.cost_nano],
+                     keep, *claimed)  # fmt: skip
+
+    async def nothing(self: RedisStore, settlements: Any) -> None:
+        return
+
+    RedisStore.finish, RedisStore.settle = broken, nothing  # type: ignore[method-assign]
+
+
+def _bill_lost_calls_at_nothing() -> None:
+    """A call whose answer never came is written down as if the server had refused it."""
+
+    def broken(self: WireCall, outcome: Any, http_status: Any = None) -> None:
+        self.refuse(http_status)
+
+    WireCall.lose = broken  # type: ignore[method-assign]
+
+
+def _count_answers_twice() -> None:
+    """Every answer is settled at twice what the server counted."""
+    settle = WireCall.settle
+
+    def broken(self: WireCall, input_tokens: int, output_tokens: int, http_status: int = 200) -> None:
+        settle(self, 2 * input_tokens, 2 * output_tokens, http_status)
+
+    WireCall.settle = broken  # type: ignore[method-assign]
 
 
 def _drop_a_row() -> None:
@@ -66,6 +100,9 @@ def _serve_stale_answers() -> None:
 
 DEFECTS: dict[str, Callable[[], None]] = {
     "settle skipped on the good path": _skip_settlements,
+    "settle skipped where a call was lost": _skip_settlements_of_lost_calls,
+    "lost calls billed at nothing": _bill_lost_calls_at_nothing,
+    "answers counted twice": _count_answers_twice,
     "a row dropped": _drop_a_row,
     "an admission counted twice": _reserve_twice,
     "budgets never asked": _admit_everything,

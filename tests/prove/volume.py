@@ -1,5 +1,8 @@
 """A month of a million calls: reports and exports in time, sums equal to the rows, on both databases."""
 
+import asyncio
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Sequence
@@ -9,7 +12,7 @@ from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 from postgres import running_postgres
-from stack import MIGRATIONS
+from stack import MIGRATIONS, ROOT
 
 from gateway.adapters.exports import to_csv
 from gateway.adapters.sql.books import SqlBooks
@@ -21,6 +24,8 @@ from prove.world import Check
 MONTH, AFTER = date(2026, 1, 1), date(2026, 2, 1)
 START_S = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
 REPORT_S, EXPORT_S = 2.0, 10.0
+# What a month of a hundred times as many calls may take more, in MB.
+FLAT_MB = 32
 T = TypeVar("T")
 
 _ID = "printf('%08x-%04x-7000-8000-%012x', {ms} >> 16, {ms} & 65535, n)"
@@ -65,14 +70,41 @@ async def _prove(url: str, name: str, rows: int) -> Sequence[Check]:
         off = len((await books.totals()).days_off)
     finally:
         await database.aclose()
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        written = Path(folder) / "month.csv"
+        _, least_mb = await asyncio.to_thread(_report, url, written, date(2025, 1, 1), date(2025, 2, 1))
+        command_s, peak_mb = await asyncio.to_thread(_report, url, written, MONTH, AFTER)
+        same = written.read_bytes() == csv
     proof = f"4 volume, {name}"
     return [
         Check(proof, f"days closed, once, in {closing_s:.1f} s", str(len(closed)), len(closed) - 31),
         Check(proof, f"report of {rows:,} calls, {len(lines)} lines", f"{report_s:.2f} s", int(report_s > REPORT_S)),
         Check(proof, f"export of {len(csv):,} bytes", f"{export_s:.2f} s", int(export_s > EXPORT_S)),
+        Check(proof, "`gateway usage report --csv`: the same bytes", f"{command_s:.1f} s", int(not same)),
+        Check(
+            proof,
+            f"its memory at its peak, beside that of an empty month ({least_mb:.0f} MB)",
+            f"{peak_mb:.0f} MB",
+            int(peak_mb > least_mb + FLAT_MB),
+        ),
         Check(proof, "nano-units in the report", f"{expected:,}", total(days)["cost_nano"] - expected),
         Check(proof, "days that differ from their rows", str(off), off),
     ]
+
+
+def _report(url: str, csv: Path, first: date, after: date) -> tuple[float, float]:
+    """The command as finance runs it, in a process of its own: seconds, and its memory at its peak in MB."""
+    span = ("--from", f"{first}", "--to", f"{after}", "--csv", f"{csv}")
+    env = {**os.environ, "GATEWAY_DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "gateway", "usage", "report", *span]
+    pid = os.posix_spawn(sys.executable, command, env, file_actions=[(os.POSIX_SPAWN_DUP2, quiet, 1)])
+    _, status, usage = os.wait4(pid, 0)
+    os.close(quiet)
+    assert status == 0, "the report failed"
+    # Linux counts in KiB, macOS in bytes.
+    return time.perf_counter() - started, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
 
 
 async def _timed(work: Awaitable[T]) -> tuple[T, float]:
