@@ -22,6 +22,7 @@ from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.books import SqlBooks
 from gateway.adapters.sql.claims import SqlClaims
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.drift import SqlDrift
 from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.gpu_hours import SqlGpuHours
 from gateway.adapters.sql.keys import SqlKeys
@@ -49,6 +50,7 @@ from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
 from gateway.core.courier import Courier
 from gateway.core.desk import Desk
+from gateway.core.drift import DriftWatch
 from gateway.core.engine import Engine
 from gateway.core.errors import Unavailable
 from gateway.core.examples import ExamplesRun, run_examples
@@ -214,6 +216,13 @@ class Process:
             self._clock,
             settings.zone,
             Observers(self._watch.observers),
+            self._watch.metrics.audited,
+        )
+        self._drift_watch = DriftWatch(
+            SqlDrift(self._database),
+            lambda: self._registry,
+            self._clock,
+            [self._watch.metrics.drifted, *([self._alerts.tell] if settings.alert_url else [])],
         )
         books = SqlBooks(self._database, settings.zone)
         self._bookkeeper = Bookkeeper(
@@ -287,6 +296,7 @@ class Process:
                 self._reloader,
                 self._pins,
                 self._alerts,
+                self._drift_watch,
                 self._review_clock,
                 self._courier,
             )

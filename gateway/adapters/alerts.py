@@ -7,9 +7,12 @@ import httpx
 import msgspec
 import structlog
 
+from gateway.core.drift import QualityDrifted
 from gateway.core.thresholds import NearLimit
 
 log = structlog.get_logger()
+
+Event = NearLimit | QualityDrifted
 
 _WAITING = 1000
 _TIMEOUT_S = 5.0
@@ -21,14 +24,14 @@ class Alerts:
 
     def __init__(self, url: str, pauses_s: Sequence[float] = _PAUSES_S) -> None:
         self._url, self._pauses_s = url, pauses_s
-        self._waiting: asyncio.Queue[NearLimit] = asyncio.Queue(_WAITING)
+        self._waiting: asyncio.Queue[Event] = asyncio.Queue(_WAITING)
 
-    def tell(self, event: NearLimit) -> None:
+    def tell(self, event: Event) -> None:
         """Returns at once. What finds no room is dropped; the log has it."""
         try:
             self._waiting.put_nowait(event)
         except asyncio.QueueFull:
-            log.error("alert_dropped", resource=event.resource, scope=event.scope)
+            log.error("alert_dropped", alert=event.__struct_config__.tag)
 
     async def follow(self) -> None:
         """Send until cancelled."""
@@ -36,7 +39,7 @@ class Alerts:
             while True:
                 event = await self._waiting.get()
                 if (fault := await self._delivered(client, msgspec.json.encode(event))) is not None:
-                    log.error("alert_not_delivered", resource=event.resource, scope=event.scope, reason=fault)
+                    log.error("alert_not_delivered", alert=event.__struct_config__.tag, reason=fault)
 
     async def _delivered(self, client: httpx.AsyncClient, body: bytes) -> str | None:
         """None where the receiver took it (2xx), else what went wrong at last."""

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from gateway.core.drift import QualityDrifted
 from gateway.core.errors import GatewayError
 from gateway.core.inference import Answer, Attempt, Inference, Invocation, ModelCall
 from gateway.core.loaded import LoadedTask
@@ -81,6 +82,8 @@ class Metrics:
         self._cost = self._counter("cost", "Price of model calls. The ledger is exact.", "task", "model")
         self._problems = self._counter("problems", "Error answers.", "code")
         self._near = self._counter("quotas_near_limit", "Quotas used to four fifths, once a window.", "resource", "per")
+        self._audits = self._counter("audit_samples", "Sampled runs, by what came of them.", "task", "outcome")
+        self._drifts = self._counter("drifts", "Distributions that drifted, once a day each.", "task", "what")
         self._commit_s = self._histogram("ledger_commit_seconds", "Duration of the ledger's commits.", _FAST_S)
         self._spans = self._counter("spans", "Spans handed to the exporter.", "result")
         self._gauges: dict[str, Series] = {}
@@ -116,6 +119,14 @@ class Metrics:
     def near_limit(self, event: NearLimit) -> None:
         """A quota came near its limit."""
         self._near(event.resource, event.per).inc()
+
+    def audited(self, task: str, outcome: str) -> None:
+        """A run of the audit sample was looked at, or dropped."""
+        self._audits(task, outcome).inc()
+
+    def drifted(self, event: QualityDrifted) -> None:
+        """Scores, or the share that goes to the LLM, are spread otherwise than they were."""
+        self._drifts(event.task, event.what).inc()
 
     def committed(self, duration_s: float) -> None:
         """The ledger wrote a batch."""

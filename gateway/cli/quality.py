@@ -1,6 +1,7 @@
 """gateway quality: is the machine right, beside what it costs."""
 
 import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -52,6 +53,28 @@ def report(task: str, first: datetime, after: datetime | None, as_json: bool) ->
         click.echo(msgspec.json.encode({"task": task, "start": start, "end": end, "rows": rows}).decode())
     else:
         Console().print(_table(rows, f"{task}, {first:%Y-%m-%d} to {end:%Y-%m-%d}, {settings.currency}"))
+
+
+@quality.command()
+@click.option("--task", required=True)
+@click.option("--day", type=_DAY, help="The day (UTC) that is compared with the seven before. Default: yesterday.")
+def drift(task: str, day: datetime | None) -> None:
+    """How far scores and the routing share of a day moved from those of the week before. Status 1 where it alarms."""
+    from gateway.core.drift import WINDOW, Drift, drifts_of
+
+    start = (day or datetime.now(UTC) - WINDOW).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=UTC)
+
+    async def run(database: "Database") -> list[Drift]:
+        from gateway.adapters.sql.drift import SqlDrift
+
+        return await drifts_of(SqlDrift(database), task, start)
+
+    found = with_database(process_settings.read(os.environ), run)
+    table = Table("version", "what", "index (PSI)", "", title=f"{task}, {start:%Y-%m-%d} beside the week before")
+    for each in found:
+        table.add_row(each.fingerprint[:_SHORT], each.what, f"{each.index:.3f}", "drifted" if each.alarming else "")
+    Console().print(table)
+    sys.exit(1 if any(each.alarming for each in found) else 0)
 
 
 def period(settings: process_settings.Settings, first: datetime, after: datetime | None) -> tuple[datetime, datetime]:

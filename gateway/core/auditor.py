@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 
 import structlog
 from msgspec import Struct
-from opentelemetry import metrics
 
 from gateway.core import cascade
 from gateway.core.cache import canonical_json
@@ -66,8 +65,14 @@ class Done(Struct, frozen=True):
     verdict: Verdict
 
 
+def _uncounted(task: str, outcome: str) -> None:
+    """Where nobody counts."""
+
+
 class Auditor:
-    """One per process; any number may run, a sample is one's at a time."""
+    """One per process; any number may run, a sample is one's at a time. `count` hears of each sample's task, and what
+    came of it.
+    """
 
     def __init__(
         self,
@@ -78,14 +83,12 @@ class Auditor:
         clock: Clock,
         zone: ZoneInfo,
         observer: Observer | None = None,
+        count: Callable[[str, str], None] = _uncounted,
     ) -> None:
-        self._observer = observer or Observers(())
+        self._observer, self._count = observer or Observers(()), count
         self._samples, self._registry, self._budget, self._ledger = samples, registry, budget, ledger
         self._clock, self._zone = clock, zone
         self._closing = asyncio.Event()
-        self._counter = metrics.get_meter("gateway").create_counter(
-            "gateway.audit.samples", description="Sampled runs, by what came of them."
-        )
 
     async def turn(self) -> int:
         """Look at what waits: how many. Raises Unavailable."""
@@ -225,12 +228,12 @@ class Auditor:
 
     async def _settle(self, drawn: Drawn, judged: Judged) -> None:
         await self._samples.settle(drawn, judged)
-        self._counter.add(1, {"task": drawn.task, "outcome": judged.verdict or "people"})
+        self._count(drawn.task, judged.verdict or "people")
 
     async def _drop(self, drawn: Drawn, reason: str) -> None:
         await self._samples.drop(drawn.id, reason)
         log.warning("audit_dropped", task=drawn.task, run_id=drawn.id, reason=reason)
-        self._counter.add(1, {"task": drawn.task, "outcome": f"dropped_{reason}"})
+        self._count(drawn.task, f"dropped_{reason}")
 
 
 def _verdict(outcome: Outcome, positive: str | None) -> Verdict:

@@ -32,7 +32,7 @@ class SqlQuality:
                 held=await _held(connection, task, start, end),
                 sampled=await _sampled(connection, task, start, end, positive),
                 audit_nano=await _audits(connection, task, start, end),
-                llm_stages={name: _llm_stages(declared) for name, declared in configs.items()},
+                llm_stages=_chains(configs),
             )
 
 
@@ -44,14 +44,22 @@ def people_said(row: RowMapping) -> bool | None:
     return None if decision["by"]["key_id"] == _CLOCK else row["outcome"] == "block"
 
 
+async def llm_stages(connection: AsyncConnection, task: str) -> dict[str, frozenset[str]]:
+    """The names of each version's LLM stages."""
+    return _chains(await _configs(connection, task))
+
+
 async def _configs(connection: AsyncConnection, task: str) -> dict[str, Mapping[str, Any]]:
     """What each version declared."""
     query = select(fingerprint.c.fingerprint, fingerprint.c.config).where(fingerprint.c.task == task)
     return {name: config.get("declaration", {}) for name, config in await connection.execute(query)}
 
 
-def _llm_stages(declared: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(stage["name"] for stage in declared.get("stage", ()) if stage["kind"] == "chain")
+def _chains(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, frozenset[str]]:
+    return {
+        name: frozenset(stage["name"] for stage in declared.get("stage", ()) if stage["kind"] == "chain")
+        for name, declared in configs.items()
+    }
 
 
 async def _counted(
