@@ -1,5 +1,6 @@
 """Webhooks on the wire: httpx sends, standardwebhooks signs (https://www.standardwebhooks.com, symmetric `v1`)."""
 
+import asyncio
 from binascii import Error as BadBase64
 from datetime import UTC, datetime
 
@@ -10,7 +11,8 @@ from standardwebhooks.webhooks import Webhook as Signer
 from gateway.adapters.references import UnresolvedReference, resolve
 from gateway.core.webhooks import Message, Webhook
 
-TIMEOUT_S = 15.0
+# Shorter than the courier's claim of a message: nobody else sends it meanwhile.
+TIMEOUT_S = 10.0
 
 
 class HttpSender:
@@ -24,12 +26,13 @@ class HttpSender:
         """None where the receiver took it (2xx), else what went wrong in a few words. Never raises."""
         try:
             headers = signed(message, resolve(webhook.secret), datetime.now(UTC))
-            async with self._client.stream("POST", webhook.url, content=message.body, headers=headers) as response:
-                # What the receiver says beyond its status is of no interest, however long it is.
+            post = self._client.stream("POST", webhook.url, content=message.body, headers=headers)
+            # What the receiver says beyond its status is of no interest, however long it is.
+            async with asyncio.timeout(TIMEOUT_S), post as response:
                 return None if response.is_success else f"HTTP {response.status_code}"
         except (UnresolvedReference, EmptyWebhookSecretError, BadBase64):
             return "the secret cannot be used"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return type(error).__name__
 
     async def aclose(self) -> None:

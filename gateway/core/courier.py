@@ -13,7 +13,7 @@ from gateway.core.webhooks import Message, Outbox, Sender, Webhook, again_at
 log = structlog.get_logger()
 
 AT_ONCE = 20
-CLAIM = timedelta(seconds=60)
+CLAIM = timedelta(seconds=15)
 """Longer than any attempt: what a process that died had claimed is due again after it."""
 _PAUSE_S = 1.0
 

@@ -10,14 +10,14 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.core import review_checks, reviews
+from gateway.core import review_checks, review_rules
 from gateway.core.clock import Clock
 from gateway.core.errors import Forbidden, InvalidInput, NotFound
 from gateway.core.inference import Caller
 from gateway.core.masking import mask
 from gateway.core.registry import Registry
 from gateway.core.review_ports import Depth, Filter, Question, ReviewBook, ReviewQueue, RunOutcome
-from gateway.core.reviews import Event, Item, Reviewer, Ruling
+from gateway.core.reviews import Change, Event, Item, Reviewer, Ruling
 from gateway.core.task import Review
 
 _UNDECLARED = Review()
@@ -67,34 +67,36 @@ class Desk:
         item = await self._mine(by, review_id)
         now = self._clock.now()
         return await self._case(
-            await self._queue.change(item.id, lambda i: reviews.lease(i, by, now, token, self._lasting)), by
+            await self._queue.change(item.id, lambda i: review_rules.lease(i, by, now, token, self._lasting)), by
         )
 
     async def renew(self, caller: Caller, review_id: str, token: str) -> Item:
         """The lease begins anew. Raises NotFound, Conflict, Unavailable."""
-        return await self._leased(caller, review_id, lambda i, by, now: reviews.renew(i, by, now, token, self._lasting))
+        return await self._leased(
+            caller, review_id, lambda i, by, now: review_rules.renew(i, by, now, token, self._lasting)
+        )
 
     async def release(self, caller: Caller, review_id: str, token: str) -> Item:
         """Back into the queue. Raises NotFound, Conflict, Unavailable."""
-        return await self._leased(caller, review_id, lambda i, by, now: reviews.release(i, by, now, token))
+        return await self._leased(caller, review_id, lambda i, by, now: review_rules.release(i, by, now, token))
 
     async def skip(self, caller: Caller, review_id: str, token: str, reason: str) -> Item:
         """Leave it to others. Raises NotFound, Conflict, Unavailable."""
-        return await self._leased(caller, review_id, lambda i, by, now: reviews.skip(i, by, now, token, reason))
+        return await self._leased(caller, review_id, lambda i, by, now: review_rules.skip(i, by, now, token, reason))
 
     async def decide(self, caller: Caller, review_id: str, token: str, ruling: Ruling) -> Item:
         """Settle the item with all its runs. Raises NotFound, Conflict, InvalidInput, Unavailable."""
 
-        def rule(item: Item, by: Reviewer, now: datetime) -> reviews.Change:
+        def rule(item: Item, by: Reviewer, now: datetime) -> Change:
             self._check_policies(item.task, ruling.policies)
-            change = reviews.decide(item, by, now, token, ruling, self._undo)
+            change = review_rules.decide(item, by, now, token, ruling, self._undo)
             return review_checks.followed(change, self._declared(item.task), self._clock.new_id)
 
         return await self._leased(caller, review_id, rule)
 
     async def undo(self, caller: Caller, review_id: str) -> Item:
         """Take the decision back within the window. Raises NotFound, Conflict, Forbidden, Unavailable."""
-        return await self._leased(caller, review_id, reviews.undo)
+        return await self._leased(caller, review_id, review_rules.undo)
 
     async def mark_gold(self, caller: Caller, review_id: str) -> Item:
         """Its outcome counts as known from now on. Raises NotFound, Conflict, Forbidden, Unavailable."""
@@ -155,12 +157,10 @@ class Desk:
                     root.id,
                     lambda i, id_=new_id: review_checks.ask_gold(i, by.actor, by.key_id, now, id_),  # type: ignore[misc]
                 )
-                return await self._queue.change(new_id, lambda i: reviews.lease(i, by, now, token, self._lasting))
+                return await self._queue.change(new_id, lambda i: review_rules.lease(i, by, now, token, self._lasting))
         return None
 
-    async def _leased(
-        self, caller: Caller, review_id: str, rule: Callable[[Item, Reviewer, datetime], reviews.Change]
-    ) -> Item:
+    async def _leased(self, caller: Caller, review_id: str, rule: Callable[[Item, Reviewer, datetime], Change]) -> Item:
         by = reviewer(caller)
         item = await self._mine(by, review_id)
         return await self._queue.change(item.id, lambda i: rule(i, by, self._clock.now()))

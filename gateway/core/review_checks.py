@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from gateway.core.audit import Actor
 from gateway.core.errors import Conflict
-from gateway.core.reviews import Change, Decided, Event, Item, Kind, Rule, amend, rank_of, risk_of, unit, uphold
+from gateway.core.review_rules import amend, uphold
+from gateway.core.reviews import Change, Decided, Event, Item, Kind, Rule, rank_of, risk_of, unit
 from gateway.core.task import Review
 
 NewId = Callable[[], str]

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.core import reviews
+from gateway.core import review_rules
 from gateway.core.errors import Conflict, Forbidden
 from gateway.core.review_checks import appeal, ask_again, ask_gold, followed, looked_at_twice, mark_gold
+from gateway.core.review_rules import agreement
 from gateway.core.reviews import (
     CLOCK,
     HEAD_START,
@@ -22,7 +23,6 @@ from gateway.core.reviews import (
     Item,
     Reviewer,
     Ruling,
-    agreement,
     rank_of,
     state_of,
 )
@@ -48,23 +48,23 @@ def item(**changed: Any) -> Item:
 
 def leased(by: Reviewer = ANN, **changed: Any) -> Item:
     """The same, leased with the token `t`."""
-    return reviews.lease(item(**changed), by, T0, "t").item
+    return review_rules.lease(item(**changed), by, T0, "t").item
 
 
 def decided(by: Reviewer = ANN, ruling: Ruling = BLOCK, **changed: Any) -> Item:
     """The same, decided."""
-    return reviews.decide(leased(by, **changed), by, T0, "t", ruling, UNDO).item
+    return review_rules.decide(leased(by, **changed), by, T0, "t", ruling, UNDO).item
 
 
 def test_a_life_is_the_sum_of_its_events() -> None:
     """Each event follows from the one before; the state is what they lead to, and a gap is found."""
     now, events, each = T0, [], item()
     steps: list[Callable[[Item], Change]] = [
-        lambda i: reviews.lease(i, ANN, now, "1"),
-        lambda i: reviews.skip(i, ANN, now, "1", "unclear"),
-        lambda i: reviews.lease(i, BEN, now, "2"),
-        lambda i: reviews.decide(i, BEN, now, "2", BLOCK, UNDO),
-        lambda i: reviews.undo(i, BEN, now),
+        lambda i: review_rules.lease(i, ANN, now, "1"),
+        lambda i: review_rules.skip(i, ANN, now, "1", "unclear"),
+        lambda i: review_rules.lease(i, BEN, now, "2"),
+        lambda i: review_rules.decide(i, BEN, now, "2", BLOCK, UNDO),
+        lambda i: review_rules.undo(i, BEN, now),
     ]
     for step in steps:
         change = step(each)
@@ -84,10 +84,10 @@ def test_only_a_living_lease_decides(token: str, by: Reviewer, after: timedelta)
     """Another token, another reviewer, or the same after ten minutes: 409, whatever they want to do."""
     now = T0 + after
     for late in (
-        lambda: reviews.decide(leased(), by, now, token, BLOCK, UNDO),
-        lambda: reviews.renew(leased(), by, now, token),
-        lambda: reviews.release(leased(), by, now, token),
-        lambda: reviews.skip(leased(), by, now, token, "unclear"),
+        lambda: review_rules.decide(leased(), by, now, token, BLOCK, UNDO),
+        lambda: review_rules.renew(leased(), by, now, token),
+        lambda: review_rules.release(leased(), by, now, token),
+        lambda: review_rules.skip(leased(), by, now, token, "unclear"),
     ):
         with pytest.raises(Conflict):
             late()
@@ -96,14 +96,14 @@ def test_only_a_living_lease_decides(token: str, by: Reviewer, after: timedelta)
 def test_nobody_takes_what_is_leased_until_the_lease_ends() -> None:
     """One item has one reviewer; when the ten minutes are over the next may have it."""
     with pytest.raises(Conflict):
-        reviews.lease(leased(), BEN, T0 + LEASE - timedelta(seconds=1), "u")
-    assert reviews.takeable(leased(), BEN, T0 + LEASE)
+        review_rules.lease(leased(), BEN, T0 + LEASE - timedelta(seconds=1), "u")
+    assert review_rules.takeable(leased(), BEN, T0 + LEASE)
 
 
 def test_another_teams_item_is_refused() -> None:
     """Who does not own the task judges none of its items."""
     with pytest.raises(Forbidden):
-        reviews.lease(item(), Reviewer("other", "d" * 16, True), T0, "t")
+        review_rules.lease(item(), Reviewer("other", "d" * 16, True), T0, "t")
 
 
 def test_what_is_skipped_too_often_is_a_leads() -> None:
@@ -111,12 +111,12 @@ def test_what_is_skipped_too_often_is_a_leads() -> None:
     each = item()
     for n in range(SKIPS):
         by = Reviewer("trust", str(n) * 16)
-        each = reviews.skip(reviews.lease(each, by, T0, "t").item, by, T0, "t", "unclear").item
-        assert not reviews.takeable(each, by, T0)
+        each = review_rules.skip(review_rules.lease(each, by, T0, "t").item, by, T0, "t", "unclear").item
+        assert not review_rules.takeable(each, by, T0)
     assert each.state == "escalated"
-    assert not reviews.takeable(each, ANN, T0)
-    assert reviews.takeable(each, LEAD, T0, escalated=True)
-    back = reviews.release(reviews.lease(each, LEAD, T0, "u").item, LEAD, T0, "u").item
+    assert not review_rules.takeable(each, ANN, T0)
+    assert review_rules.takeable(each, LEAD, T0, escalated=True)
+    back = review_rules.release(review_rules.lease(each, LEAD, T0, "u").item, LEAD, T0, "u").item
     assert back.state == "escalated"
 
 
@@ -138,14 +138,14 @@ def test_a_decision_can_be_undone_within_its_window_by_who_made_it() -> None:
     """Another reviewer may not; a lead may; afterwards nobody may. The item returns to the queue."""
     done = decided()
     with pytest.raises(Forbidden):
-        reviews.undo(done, BEN, T0)
+        review_rules.undo(done, BEN, T0)
     with pytest.raises(Conflict):
-        reviews.undo(done, ANN, T0 + UNDO)
+        review_rules.undo(done, ANN, T0 + UNDO)
     for by in (ANN, LEAD):
-        again = reviews.undo(done, by, T0)
+        again = review_rules.undo(done, by, T0)
         assert (again.item.state, again.item.outcome, again.untell) == ("open", None, True)
-        assert reviews.takeable(again.item, ANN, T0)
-    second = reviews.decide(reviews.lease(again.item, BEN, T0, "u").item, BEN, T0, "u", DELIVER, UNDO)
+        assert review_rules.takeable(again.item, ANN, T0)
+    second = review_rules.decide(review_rules.lease(again.item, BEN, T0, "u").item, BEN, T0, "u", DELIVER, UNDO)
     assert second.item.decision is not None
     assert second.item.decision.revision == 2
 
@@ -155,37 +155,37 @@ def test_a_deadline_does_what_the_task_declared(on_expiry: Any) -> None:
     """Not before its time, not while somebody holds the lease, and never again."""
     each = item(on_expiry=on_expiry)
     with pytest.raises(Conflict):
-        reviews.expire(each, T0)
-    change = reviews.expire(each, T0 + SLA)
+        review_rules.expire(each, T0)
+    change = review_rules.expire(each, T0 + SLA)
     assert (change.item.state, change.item.outcome, change.tell) == ("expired", on_expiry, True)
     assert change.event.actor == CLOCK
     for settled in (change.item, decided(), leased(on_expiry=on_expiry), item(on_expiry=None)):
         with pytest.raises(Conflict):
-            reviews.expire(settled, T0 + SLA)
+            review_rules.expire(settled, T0 + SLA)
     with pytest.raises(Conflict):
-        reviews.decide(change.item, ANN, T0 + SLA, "t", BLOCK, UNDO)
+        review_rules.decide(change.item, ANN, T0 + SLA, "t", BLOCK, UNDO)
 
 
 def test_a_deadline_may_hand_over_to_a_lead() -> None:
     """An escalated item has no outcome, and no clock touches it again."""
-    up = reviews.expire(item(on_expiry="escalate"), T0 + SLA)
+    up = review_rules.expire(item(on_expiry="escalate"), T0 + SLA)
     assert (up.item.state, up.item.outcome, up.tell) == ("escalated", None, False)
     with pytest.raises(Conflict):
-        reviews.expire(up.item, T0 + 2 * SLA)
+        review_rules.expire(up.item, T0 + 2 * SLA)
 
 
 def test_a_lease_is_not_renewed_beyond_the_deadline() -> None:
     """Who holds an item past its deadline decides before the lease ends, or not at all."""
     with pytest.raises(Conflict):
-        reviews.renew(reviews.lease(item(), ANN, T0 + SLA, "t").item, ANN, T0 + SLA, "t")
+        review_rules.renew(review_rules.lease(item(), ANN, T0 + SLA, "t").item, ANN, T0 + SLA, "t")
 
 
 def test_likeness_only_ever_holds() -> None:
     """What reads like a blocked item is kept from the clock; a delivery tells nothing about what reads like it."""
-    kept = reviews.hold(item(on_expiry="deliver"), T0, "r0").item
+    kept = review_rules.hold(item(on_expiry="deliver"), T0, "r0").item
     assert (kept.on_expiry, kept.state, kept.outcome) == ("escalate", "open", None)
-    assert reviews.decide(leased(), ANN, T0, "t", BLOCK, UNDO).hold_near
-    assert not reviews.decide(leased(), ANN, T0, "t", DELIVER, UNDO).hold_near
+    assert review_rules.decide(leased(), ANN, T0, "t", BLOCK, UNDO).hold_near
+    assert not review_rules.decide(leased(), ANN, T0, "t", DELIVER, UNDO).hold_near
 
 
 def test_grave_blocks_and_a_share_of_the_rest_are_decided_twice() -> None:
@@ -203,7 +203,7 @@ def judged(kind: Any, ruling: Ruling, root: Item) -> Change:
     """What BEN's or the lead's judgement of a question about `root` does to the root."""
     by = BEN if kind == "second" else LEAD
     child = ask_again(root, kind, "r2", T0)
-    change = reviews.decide(reviews.lease(child, by, T0, "t").item, by, T0, "t", ruling, UNDO)
+    change = review_rules.decide(review_rules.lease(child, by, T0, "t").item, by, T0, "t", ruling, UNDO)
     rule = followed(change, Review(), lambda: "r3").on_root
     assert rule is not None
     assert not change.tell
@@ -218,8 +218,8 @@ def test_two_who_differ_are_settled_by_a_third() -> None:
     assert (disputed.item.outcome, disputed.event.event) == ("block", "disputed")
     (third,) = disputed.ask
     assert third.kind == "third"
-    assert not any(reviews.takeable(third, by, T0) for by in (ANN, BEN))
-    assert reviews.takeable(third, LEAD, T0)
+    assert not any(review_rules.takeable(third, by, T0) for by in (ANN, BEN))
+    assert review_rules.takeable(third, LEAD, T0)
     assert judged("third", BLOCK, root).event.event == "upheld"
     overturned = judged("third", DELIVER, root)
     assert (overturned.item.outcome, overturned.event.event, overturned.tell) == ("deliver", "overturned", True)
@@ -235,7 +235,7 @@ def test_an_appeal_is_judged_by_somebody_else_once() -> None:
     change = appeal(root, ANN.actor, after, "why?", "r2")
     (question,) = change.ask
     with pytest.raises(Forbidden):
-        reviews.lease(question, ANN, after, "t")
+        review_rules.lease(question, ANN, after, "t")
     with pytest.raises(Conflict):
         appeal(change.item, ANN.actor, after, "why?", "r3")
     with pytest.raises(Conflict):
@@ -248,7 +248,7 @@ def test_a_known_item_is_asked_of_each_reviewer_once() -> None:
     change = ask_gold(root, BEN.actor, BEN.key_id, T0, "r2")
     assert BEN.key_id in change.item.barred
     (question,) = change.ask
-    answer = reviews.decide(reviews.lease(question, BEN, T0, "t").item, BEN, T0, "t", DELIVER, UNDO)
+    answer = review_rules.decide(review_rules.lease(question, BEN, T0, "t").item, BEN, T0, "t", DELIVER, UNDO)
     assert followed(answer, Review(second=1.0), lambda: "r3") == answer
     assert not answer.tell
 
@@ -272,7 +272,7 @@ def test_the_graver_and_likelier_goes_first() -> None:
 
 def test_events_are_values() -> None:
     """A change writes what it says and nothing of the lease's token."""
-    change = reviews.lease(item(), ANN, T0, "secret-token")
+    change = review_rules.lease(item(), ANN, T0, "secret-token")
     assert isinstance(change.event, Event)
     assert "secret-token" not in repr(change.event)
     assert replace(change.item, lease_token=None) != item()

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ TESTS = Path(__file__).parent.parent
 MACHINES = {
     "3 state machine": ("adapters/test_redis_machine.py",),
     "5 clock": ("core/test_quotas.py", "test_thresholds.py", "adapters/sql/test_books.py"),
+    "7 reviews": ("test_reviewers.py",),
 }
 
 
@@ -78,8 +80,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--reviews", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=20261122)
     asked = parser.parse_args()
+    os.environ["PROVE_REVIEWS"] = str(asked.reviews)
     started = time.monotonic()
     with ground() as on:
         run = teeth(on) if asked.what == "teeth" else prove(on, asked.rounds, asked.seconds, asked.rows, asked.seed)

@@ -7,7 +7,8 @@ from typing import Any
 from gateway.core.audit import TERMINAL, Actor
 from gateway.core.errors import NotFound
 from gateway.core.review_ports import Depth, Filter, Question, RunOutcome
-from gateway.core.reviews import LEASE, Event, Item, Reviewer, Rule, lease, takeable
+from gateway.core.review_rules import lease, takeable
+from gateway.core.reviews import LEASE, Event, Item, Reviewer, Rule
 from gateway.core.webhooks import Webhook
 
 

@@ -11,7 +11,8 @@ from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.reviews import change_all
 from gateway.adapters.sql.tables import audit_sample, idempotency, inference, review, review_item, review_text
 from gateway.core.audit import TERMINAL, Actor
-from gateway.core.reviews import WAITING, withdraw
+from gateway.core.review_rules import withdraw
+from gateway.core.reviews import WAITING
 
 
 class Erased(Struct, frozen=True):

@@ -9,8 +9,8 @@ from gateway.adapters.sql.partitions import first_id
 from gateway.adapters.sql.review_items import row_of_item
 from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.tables import review, review_item, review_text
-from gateway.core import reviews
-from gateway.core.reviews import Item, rank_of, risk_of
+from gateway.core import review_rules
+from gateway.core.reviews import WAITING, Item, rank_of, risk_of
 
 _AT_ONCE = 200
 # What old code held had no deadline; this one only ranks it.
@@ -39,16 +39,16 @@ class SqlReviewSweep:
     async def lapse(self, now: datetime) -> int:
         """Leases that have ended: their items return to the queue. Raises Unavailable."""
         ended = and_(_item.state == "leased", _item.lease_until <= now)
-        return await self._reviews.change_some(ended, lambda item: reviews.lapse(item, now), _AT_ONCE)
+        return await self._reviews.change_some(ended, lambda item: review_rules.lapse(item, now), _AT_ONCE)
 
     async def expire(self, now: datetime) -> int:
         """Deadlines that have passed: what the task declared happens, once. Raises Unavailable."""
         passed = and_(_item.state == "open", _item.due_at <= now, _item.on_expiry.is_not(None))
-        return await self._reviews.change_some(passed, lambda item: reviews.expire(item, now), _AT_ONCE)
+        return await self._reviews.change_some(passed, lambda item: review_rules.expire(item, now), _AT_ONCE)
 
     async def forget_texts(self, before: datetime) -> int:
         """Texts older than that of items that are settled. Raises Unavailable."""
-        waiting = _item.state.in_(reviews.WAITING)
+        waiting = _item.state.in_(WAITING)
         asked = select(_item.root_id).where(waiting)
         about = select(review.c.id).where(or_(review.c.item_id.in_(asked), review.c.id.in_(asked)))
         old = delete(review_text).where(review_text.c.created_at < before, review_text.c.review_id.not_in(about))

@@ -15,7 +15,8 @@ from gateway.adapters.sql.review_items import ask, item_of_row, lock, row_of_ite
 from gateway.adapters.sql.tables import review, review_item, review_text
 from gateway.core.errors import NotFound
 from gateway.core.holds import nearly_same
-from gateway.core.reviews import CLOCK, LEASE, Change, Item, Reviewer, Rule, hold, lapse, lease, withdraw
+from gateway.core.review_rules import hold, lapse, lease, withdraw
+from gateway.core.reviews import CLOCK, LEASE, Change, Item, Reviewer, Rule
 
 _item = review_item.c
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from held_queue import Queue
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import SqlLedger, open_ledger
@@ -22,3 +23,9 @@ async def ledger(database_url: str) -> AsyncIterator[SqlLedger]:
     ledger = open_ledger(database_url)
     yield ledger
     await ledger.aclose()
+
+
+@pytest.fixture
+async def queue(database: Database, ledger: SqlLedger) -> Queue:
+    """An empty queue of held items."""
+    return Queue(database, ledger)

@@ -15,7 +15,7 @@ from gateway.adapters.sql.quality import SqlQuality
 from gateway.adapters.sql.review_book import SqlReviewBook
 from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.samples import SqlSamples
-from gateway.core import review_checks, reviews
+from gateway.core import review_checks, review_rules
 from gateway.core.agreement import quality_of
 from gateway.core.cache import canonical_json
 from gateway.core.inference import Inference, Sample
@@ -35,11 +35,13 @@ async def judge(
     queue: SqlReviews, review_id: str, by: Reviewer, outcome: Outcome, *policies: str, **declared: Any
 ) -> Item:
     """Lease, decide, and let follow what the task declares."""
-    await queue.change(review_id, lambda i: reviews.lease(i, by, now(), "t"))
+    await queue.change(review_id, lambda i: review_rules.lease(i, by, now(), "t"))
     ruling = Ruling(outcome=outcome, policies=policies)
     return await queue.change(
         review_id,
-        lambda i: review_checks.followed(reviews.decide(i, by, now(), "t", ruling, UNDO), Review(**declared), new_id),
+        lambda i: review_checks.followed(
+            review_rules.decide(i, by, now(), "t", ruling, UNDO), Review(**declared), new_id
+        ),
     )
 
 
@@ -104,7 +106,9 @@ async def test_a_clock_is_no_judge_and_an_item_weighs_its_runs(
     (three,) = [i for i in await _items(database) if i.runs == 3]
     await judge(queue, three.id, ANN, "block")
     assert late.review_id is not None
-    await queue.change(late.review_id, lambda i: reviews.expire(replace(i, on_expiry="block", due_at=now()), now()))
+    await queue.change(
+        late.review_id, lambda i: review_rules.expire(replace(i, on_expiry="block", due_at=now()), now())
+    )
     found = await SqlQuality(database).evidence(TASK, start, now())
     assert sorted((item.runs, item.violation) for item in found.held) == [(1, None), (3, True)]
 

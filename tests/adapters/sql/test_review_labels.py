@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from stories import invocation, now
-from test_reviews import ANN, BLOCK, DELIVER, Queue, queue  # noqa: F401
+from held_queue import ANN, BLOCK, DELIVER, Queue
+from stories import inference, invocation, now
 
 from gateway.adapters.exports import write_labels
 from gateway.adapters.sql.audit import SqlAudit
@@ -22,7 +22,7 @@ from gateway.lab.rows import read_file
 START = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-async def _decided(queue: Queue) -> None:  # noqa: F811
+async def _decided(queue: Queue) -> None:
     for text, ruling in (("pay me outside", BLOCK), ("see you on Tuesday", DELIVER)):
         await queue.hold(text)
         item = await queue.take()
@@ -31,7 +31,7 @@ async def _decided(queue: Queue) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-async def test_what_people_decided_is_what_the_lab_reads(queue: Queue, tmp_path: Path, suffix: str) -> None:  # noqa: F811
+async def test_what_people_decided_is_what_the_lab_reads(queue: Queue, tmp_path: Path, suffix: str) -> None:
     """Text, label and policy come back through the lab's own reader; what a clock settled is no label."""
     await _decided(queue)
     await queue.hold("nobody looked", Review(sla_minutes=1, on_expiry="block"))
@@ -55,7 +55,7 @@ async def test_what_people_decided_is_what_the_lab_reads(queue: Queue, tmp_path:
     assert (acts[0].act, acts[0].detail["rows"]) == ("reviews_exported", 2)
 
 
-async def test_a_persons_texts_are_erased_and_the_ledger_stays(queue: Queue) -> None:  # noqa: F811
+async def test_a_persons_texts_are_erased_and_the_ledger_stays(queue: Queue) -> None:
     """What others sent too can still be judged; what only that person sent is withdrawn, stays undelivered, and its
     sender is told. The lease of whoever had it is stale.
     """
@@ -82,10 +82,8 @@ async def test_a_persons_texts_are_erased_and_the_ledger_stays(queue: Queue) -> 
     assert "person-1" not in repr(acts)
 
 
-async def test_a_kept_answer_of_an_erased_person_is_forgotten(queue: Queue) -> None:  # noqa: F811
+async def test_a_kept_answer_of_an_erased_person_is_forgotten(queue: Queue) -> None:
     """What an Idempotency-Key would repeat goes too."""
     asked = invocation(idempotency_key="k", attribution=Attribution(subject_id="person-1"))
-    from stories import inference
-
     await queue.ledger.record(inference(asked))
     assert (await erase(queue.database, "person-1", now())).answers == 1

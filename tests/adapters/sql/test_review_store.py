@@ -1,89 +1,28 @@
 """The queue, its outbox and its sweeps, on both databases."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-import msgspec
 import pytest
+from held_queue import ANN, BEN, BLOCK, DELIVER, LEAD, OWNER, Queue
 from msgspec.structs import replace
 from sqlalchemy import func, select, update
-from stories import held, inference, invocation, new_id, now
+from stories import inference, invocation, new_id, now
 
 from gateway.adapters.sql import tables
 from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.ledger import SqlLedger
-from gateway.adapters.sql.outbox import SqlOutbox
-from gateway.adapters.sql.review_book import SqlReviewBook
 from gateway.adapters.sql.review_sweep import SqlReviewSweep
-from gateway.adapters.sql.reviews import SqlReviews
-from gateway.adapters.sql.teams import SqlTeams
-from gateway.adapters.sql.webhooks import SqlWebhooks
-from gateway.core import reviews
+from gateway.core import review_rules
+from gateway.core.audit import Actor
 from gateway.core.errors import Conflict, NotFound
 from gateway.core.holds import hold_of
-from gateway.core.inference import Decision, Inference
-from gateway.core.records import Team
-from gateway.core.review_checks import appeal, followed, mark_gold
+from gateway.core.inference import Decision
+from gateway.core.review_checks import appeal, mark_gold
 from gateway.core.review_ports import Filter
-from gateway.core.reviews import LEASE, Item, Reviewer, Ruling, state_of
+from gateway.core.reviews import LEASE, Reviewer, state_of
 from gateway.core.task import Review
-from gateway.core.webhooks import Webhook
-
-OWNER = "trust-and-safety"
-ANN, BEN, LEAD = (Reviewer(OWNER, key * 16, lead) for key, lead in (("a", False), ("b", False), ("c", True)))
-BLOCK, DELIVER = Ruling(outcome="block", policies=("off_platform",)), Ruling(outcome="deliver")
-NO_UNDO = timedelta()
-
-
-class Queue:
-    """The stores of one database, and the two steps that most tests take."""
-
-    def __init__(self, database: Database, ledger: SqlLedger) -> None:
-        self.database, self.ledger = database, ledger
-        self.reviews, self.book = SqlReviews(database), SqlReviewBook(database)
-        self.sweep, self.outbox = SqlReviewSweep(database), SqlOutbox(database)
-
-    async def hold(self, text: str = "", declared: Review | None = None, **changed: Any) -> Inference:
-        """A held run, recorded; each text is a question of its own."""
-        text = text or new_id()
-        asked = invocation(canonical=msgspec.json.encode({"message": text}), input={"message": text})
-        story = held(replace(asked, **changed), new_id())
-        story = replace(story, hold=hold_of(story.decision, declared, asked.received_at))
-        await self.ledger.record(story)
-        return story
-
-    async def take(self, by: Reviewer = ANN, at: datetime | None = None, **wanted: Any) -> Item | None:
-        """The next item, leased with a token of its own."""
-        return await self.reviews.take(by, at or now(), new_id(), **wanted)
-
-    async def decide(
-        self, item: Item, by: Reviewer, ruling: Ruling, undo: timedelta = NO_UNDO, declared: Review | None = None
-    ) -> Item:
-        """Decide what was leased."""
-        token = item.lease_token or ""
-        return await self.reviews.change(
-            item.id,
-            lambda i: followed(reviews.decide(i, by, now(), token, ruling, undo), declared or Review(), new_id),
-        )
-
-    async def webhook(self) -> None:
-        """The caller's team has one."""
-        await SqlTeams(self.database).add(Team("acme", now()))
-        await SqlWebhooks(self.database).put(Webhook("acme", "http://127.0.0.1/", "whsec_AAAA", now()))
-
-    async def told(self, until: datetime | None = None) -> list[dict[str, Any]]:
-        """The bodies of the messages that are due."""
-        at = until or now() + timedelta(seconds=1)
-        return [msgspec.json.decode(m.body) for m, _ in await self.outbox.claim(at, at + timedelta(seconds=60), 100)]
-
-
-@pytest.fixture
-async def queue(database: Database, ledger: SqlLedger) -> AsyncIterator[Queue]:
-    """An empty queue."""
-    return Queue(database, ledger)
 
 
 async def test_the_same_input_is_one_question_with_many_runs(queue: Queue) -> None:
@@ -159,7 +98,7 @@ async def test_the_item_is_the_sum_of_its_events(queue: Queue) -> None:
     item = await queue.take()
     assert item is not None
     await queue.decide(item, ANN, BLOCK, timedelta(minutes=1))
-    await queue.reviews.change(item.id, lambda i: reviews.undo(i, LEAD, now()))
+    await queue.reviews.change(item.id, lambda i: review_rules.undo(i, LEAD, now()))
     found, events = await queue.book.find(item.id), await queue.book.history(item.id)
     assert found is not None
     assert (found.position, found.state) == (len(events), state_of(list(events)))
@@ -179,7 +118,7 @@ async def test_a_refused_rule_writes_nothing(queue: Queue) -> None:
     assert len(await queue.book.history(item.id)) == 1
     assert await queue.told() == []
     with pytest.raises(NotFound):
-        await queue.reviews.change(new_id(), lambda i: reviews.undo(i, ANN, now()))
+        await queue.reviews.change(new_id(), lambda i: review_rules.undo(i, ANN, now()))
 
 
 async def test_an_undone_decision_is_never_told(queue: Queue) -> None:
@@ -190,7 +129,7 @@ async def test_an_undone_decision_is_never_told(queue: Queue) -> None:
     assert item is not None
     await queue.decide(item, ANN, BLOCK, timedelta(minutes=1))
     assert await queue.told() == []
-    await queue.reviews.change(item.id, lambda i: reviews.undo(i, ANN, now()))
+    await queue.reviews.change(item.id, lambda i: review_rules.undo(i, ANN, now()))
     again = await queue.take(BEN)
     assert again is not None
     await queue.decide(again, BEN, DELIVER)
@@ -292,7 +231,7 @@ async def test_an_appeal_goes_to_another_reviewer(queue: Queue) -> None:
     item = await queue.take(ANN)
     assert item is not None
     await queue.decide(item, ANN, BLOCK)
-    actor = reviews.Actor("acme", run.invocation.caller.key_id)
+    actor = Actor("acme", run.invocation.caller.key_id)
     await queue.reviews.change(item.id, lambda i: appeal(i, actor, now(), "it is only my shop's name", new_id()))
     assert await queue.take(ANN) is None
     question = await queue.take(BEN)
@@ -309,7 +248,7 @@ async def test_an_undo_takes_the_second_question_back(queue: Queue) -> None:
     item = await queue.take()
     assert item is not None
     await queue.decide(item, ANN, BLOCK, timedelta(minutes=1), Review(second=1.0))
-    await queue.reviews.change(item.id, lambda i: reviews.undo(i, ANN, now()))
+    await queue.reviews.change(item.id, lambda i: review_rules.undo(i, ANN, now()))
     states = {each.kind: each.state for each in await queue.book.listed(Filter())}
     assert states == {"held": "open", "second": "withdrawn"}
 
