@@ -35,6 +35,7 @@ class ReviewClock:
         self._timed, self._clock, self._every_s = timed, clock, every_s
         self._retention = timedelta(days=text_days)
         self._adopted: datetime | None = None
+        self._texts_due: datetime | None = None
 
     async def turn(self) -> None:
         """Do once all that is due. Raises Unavailable."""
@@ -43,7 +44,7 @@ class ReviewClock:
             "adopted": await self._timed.adopt(self._adopted),
             "lapsed": await self._all(self._timed.lapse, now),
             "expired": await self._all(self._timed.expire, now),
-            "texts_forgotten": await self._timed.forget_texts(now - self._retention),
+            "texts_forgotten": await self._forget(now),
         }
         self._adopted = now - timedelta(hours=1)
         if any(done.values()):
@@ -57,6 +58,14 @@ class ReviewClock:
             except Unavailable:
                 log.warning("reviews_not_swept")
             await asyncio.sleep(self._every_s)
+
+    async def _forget(self, now: datetime) -> int:
+        """Retention is counted in days, so once an hour is enough for a look at all that is old."""
+        if self._texts_due is not None and now < self._texts_due:
+            return 0
+        forgotten = await self._timed.forget_texts(now - self._retention)
+        self._texts_due = now + timedelta(hours=1)
+        return forgotten
 
     async def _all(self, some: "Sweep", now: datetime) -> int:
         total = 0

@@ -16,10 +16,12 @@ from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.review_sweep import SqlReviewSweep
 from gateway.core import review_rules
 from gateway.core.audit import Actor
+from gateway.core.clock import Clock
 from gateway.core.errors import Conflict, NotFound
 from gateway.core.holds import hold_of
 from gateway.core.inference import Decision
 from gateway.core.review_checks import appeal, mark_gold
+from gateway.core.review_clock import ReviewClock
 from gateway.core.review_ports import Filter
 from gateway.core.reviews import LEASE, Reviewer, state_of
 from gateway.core.task import Review
@@ -55,11 +57,11 @@ async def test_teams_do_not_share_questions(queue: Queue) -> None:
 
 async def test_two_reviewers_never_hold_one_item(queue: Queue) -> None:
     """However many ask at once, each gets an item of their own, or none."""
-    for _ in range(12):
+    for _ in range(6):
         await queue.hold()
-    takers = [Reviewer(OWNER, f"{n:016x}") for n in range(20)]
+    takers = [Reviewer(OWNER, f"{n:016x}") for n in range(10)]
     taken = [item for item in await asyncio.gather(*(queue.take(by) for by in takers)) if item is not None]
-    assert len(taken) == len({item.id for item in taken}) == 12
+    assert len(taken) == len({item.id for item in taken}) == 6
     assert await queue.take() is None
 
 
@@ -305,6 +307,25 @@ async def test_reviews_of_the_old_code_are_adopted(queue: Queue) -> None:
     await queue.decide(item, ANN, BLOCK)
     (told,) = await queue.told()
     assert told["data"]["runs"][0]["run_id"] == run.id
+
+
+async def test_a_turn_of_the_clock_does_all_that_is_due(queue: Queue) -> None:
+    """Leases lapse and deadlines pass, and an item whose lease just lapsed expires in the same turn; texts of settled
+    items go once their days are over.
+    """
+    time = [now()]
+    clock = ReviewClock(queue.sweep, Clock(new_id=new_id, now=lambda: time[0]), 15.0, text_days=1)
+    run = await queue.hold(declared=Review(sla_minutes=1, on_expiry="block"))
+    await queue.take()
+    for later, state in ((timedelta(minutes=2), "leased"), (LEASE, "expired")):
+        time[0] += later
+        await clock.turn()
+        item = await queue.book.find(run.review_id or "")
+        assert item is not None
+        assert item.state == state
+    time[0] += timedelta(days=2)
+    await clock.turn()
+    assert (await queue.book.question(item, ANN.actor, now())).input is None
 
 
 async def test_counts_reconcile(queue: Queue) -> None:
