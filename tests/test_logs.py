@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from fault_server import FaultServer, rubbish, serving, status
-from stack import FILES, MANNERS, MIGRATIONS, gateway, make_home
+from stack import FILES, MANNERS, MIGRATIONS, ROOT, gateway, make_home
 from tokenizers import Tokenizer
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
 
+TOKENIZER = ROOT / "tasks/message-moderation/adapter/tokenizer.json"
 SECRET = "zanzibar plumber"
 # A team's own code whose error quotes what it was given, as errors of libraries do.
 OWN_CHAIN = """
@@ -27,15 +28,13 @@ def build(stage, model):
 BROKEN = MANNERS.replace("manners/ask.v1", "broken/ask.v1")
 
 
-async def test_no_log_line_has_the_text_of_a_message_or_a_key(
-    tmp_path: Path, valkey: str, tiny_llm_folder: Path
-) -> None:
+async def test_no_log_line_has_the_text_of_a_message_or_a_key(tmp_path: Path, valkey: str) -> None:
     """Models that fail, own code that quotes, bad input, a wrong key: JSON lines with ids, and no words."""
-    home = make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json", broken_task())
+    home = make_home(tmp_path / "home", TOKENIZER, broken_task())
     database = f"sqlite:///{tmp_path / 'gateway.db'}"
     await upgrade(database, MIGRATIONS)
     key = await new_key(database, "shop", frozenset({"invoke"}))
-    llm = FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
+    llm = FaultServer(Tokenizer.from_file(str(TOKENIZER)))
     async with serving(llm) as llm_url:
         with gateway(home, database, valkey, llm_url) as up:
             async with up.client(key) as client:
