@@ -17,6 +17,7 @@ from gateway import settings as process_settings
 from gateway.adapters.alerts import Alerts
 from gateway.adapters.logs import configure_logs
 from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis.desk import RedisDesk
 from gateway.adapters.schema import Schema
 from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.books import SqlBooks
@@ -188,6 +189,7 @@ class Process:
         self._watch = self._open_watch()
         near = Thresholds([self._watch.metrics.near_limit, *([self._alerts.tell] if settings.alert_url else [])])
         self._store = RedisStore(RedisSettings(url=settings.redis_url), self._rebuild_budgets, near)
+        self._reviewers = RedisDesk(RedisSettings(url=settings.redis_url))
         self._spending = SqlSpending(self._database)
         self._limits = TeamLimits(
             SqlTeams(self._database),
@@ -255,6 +257,8 @@ class Process:
             webhooks=SqlWebhooks(self._database),
             quality=SqlQuality(self._database),
             people=SqlOpinions(self._database),
+            sessions=self._reviewers,
+            exposure=self._reviewers,
             clock=self._clock,
             checks=self._checks(),
             draining=lambda: self._departure.begun,
@@ -318,6 +322,7 @@ class Process:
             await self._sender.aclose()
             await self._ledger.aclose()
             await self._store.close()
+            await self._reviewers.aclose()
             await self._database.aclose()
             await self._watch.aclose()
             log.info("stopped")

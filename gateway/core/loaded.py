@@ -61,7 +61,9 @@ class LoadedModel(Struct, frozen=True):
 
 
 class LoadedTask(Struct, frozen=True):
-    """A task that is ready to answer. `config` is everything that `fingerprint` is the hash of, for people."""
+    """A task that is ready to answer. `config` is everything that `fingerprint` is the hash of, for people;
+    `policy_texts` are the policies' own words, by name.
+    """
 
     name: str
     declared: Task
@@ -75,3 +77,4 @@ class LoadedTask(Struct, frozen=True):
     fingerprint: str
     config_hash: str
     config: Mapping[str, Any] = {}
+    policy_texts: Mapping[str, str] = {}

@@ -47,8 +47,11 @@ class TaskFolder:
         input_schema, input_validator = self._schema(task.input, "input")
         output_schema, output_validator = self._schema(task.output, "output")
         self._problems.extend(contradictions(task, self._file))
-        for name, policy in task.policy.items():
-            self._read(policy.text, f"policy.{name}.text")
+        policy_texts = {
+            name: text.decode("utf-8", "replace")
+            for name, policy in task.policy.items()
+            if (text := self._read(policy.text, f"policy.{name}.text")) is not None
+        }
         limits = tuple(self._limits(task))
         given = StageFiles(self._folder.name, task, self._folder, output_schema=output_schema, output=output_validator)
         steps = tuple(self._steps(given, input_schema))
@@ -69,6 +72,7 @@ class TaskFolder:
             fingerprint=fingerprint(task, self._folder, self._prompts, models),
             config_hash=config_hash(task, models),
             config=describe(task, self._folder, self._prompts, models),
+            policy_texts=policy_texts,
         )
 
     def _declaration(self) -> Task | None:
@@ -162,7 +166,9 @@ class TaskFolder:
                 continue
             for where, message in validator.violations(example.input) if validator else ():
                 self._problems.append(Problem(file, f"{place}: {where}", message))
-            if example.label not in labels:
+            if example.label is None and labels:
+                self._problems.append(Problem(file, place, "this example has no label", did_you_mean("", labels)))
+            elif example.label is not None and example.label not in labels:
                 near = did_you_mean(example.label, labels)
                 self._problems.append(Problem(file, place, f"unknown label `{example.label}`", near))
             yield example

@@ -85,16 +85,17 @@ class Doorkeeper:
         contract = contract_of(route)
         if contract.public:
             return
-        caller = await self._caller(connection)
+        caller = await self.prove(connection, _key_text(connection))
         if not contract.scopes & caller.scopes:
             needed = " or ".join(sorted(contract.scopes))
             raise Forbidden(f"This key lacks the scope `{needed}`.", needs=sorted(contract.scopes))
         exchange.caller = caller
 
-    async def _caller(self, connection: AnyConnection) -> Caller:
+    async def prove(self, connection: AnyConnection, text: str) -> Caller:
+        """Who holds this key. Raises Unauthenticated; QuotaExceeded where too many bad ones come from one address."""
         address = address_of(connection)
         wait_s = self._throttle.wait_s(address)
-        presented = parse(_key_text(connection))
+        presented = parse(text)
         stored = await self._find(presented, hurried=wait_s == 0) if presented else None
         caller = verify(presented, stored or _NOBODY, self._clock.now()) if presented else None
         if caller is not None:

@@ -15,6 +15,7 @@ from gateway.core.keys import KeyStore
 from gateway.core.quality import QualityBook
 from gateway.core.records import FeedbackStore, Runs, Teams, UsageReport
 from gateway.core.registry import Registry
+from gateway.core.sessions import Exposure, Sessions
 from gateway.core.telemetry import Sampler
 from gateway.core.versions import Versions
 from gateway.core.webhooks import Webhooks
@@ -64,6 +65,8 @@ class Doors(Struct, frozen=True, kw_only=True):
     webhooks: Webhooks
     quality: QualityBook
     people: PeopleBook
+    sessions: Sessions
+    exposure: Exposure
     clock: Clock
     checks: Mapping[str, Check] = field(default_factory=dict)
     draining: Callable[[], bool] = lambda: False

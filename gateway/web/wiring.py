@@ -16,6 +16,7 @@ from gateway.web.keys import KeyPages
 from gateway.web.metrics import MetricsPage
 from gateway.web.openai import ChatPages
 from gateway.web.openapi import SchemaPage
+from gateway.web.pages.wiring import create_pages, mounted
 from gateway.web.problems import Handler
 from gateway.web.quality import QualityPages
 from gateway.web.reviews import ReviewPages
@@ -47,6 +48,7 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
         *MetricsPage(doors).routes(),
         *more,
     ]
+    doorkeeper = Doorkeeper(keyring, doors.clock, doors.telemetry.sampled)
     page = SchemaPage(routes, lambda: doors.registry().tasks, doors.clock)
     routes += page.routes()
     for route in routes:
@@ -60,8 +62,8 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
             yield
 
     return Litestar(
-        route_handlers=routes,
-        guards=[Doorkeeper(keyring, doors.clock, doors.telemetry.sampled)],
+        route_handlers=[*routes, mounted(create_pages(doors, settings, keyring, doorkeeper))],
+        guards=[doorkeeper],
         exception_handlers={Exception: Handler(doors.clock, doors.telemetry.problem)},
         lifespan=[lifespan],
         openapi_config=None,

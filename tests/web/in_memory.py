@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import uuid_utils
-from memory_reviews import MemoryReviews, MemoryWebhooks
+from memory_reviews import MemoryDesk, MemoryReviews, MemoryWebhooks
 from msgspec.structs import replace
 
 from gateway.adapters.schema import Schema
@@ -283,6 +283,7 @@ class Memory:
         self.teams, self.feedback = MemoryTeams(), MemoryFeedback()
         self.acts = MemoryAudit()
         self.reviews, self.webhooks = MemoryReviews(), MemoryWebhooks(self.teams.teams)
+        self.desk = MemoryDesk()
         self.keys = MemoryKeys(self.teams, self.acts)
         self.draining = False
         self.tokens: dict[str, str] = {}
@@ -313,6 +314,8 @@ class Memory:
             webhooks=self.webhooks,
             quality=MemoryQuality(),
             people=MemoryQuality(),
+            sessions=self.desk,
+            exposure=self.desk,
             clock=CLOCK,
             draining=lambda: self.draining,
             **more,

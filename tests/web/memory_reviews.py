@@ -1,7 +1,7 @@
 """Reviews in memory: the rules are core's own, so this is a dictionary and a list."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from gateway.core.audit import TERMINAL, Actor
@@ -86,6 +86,34 @@ class MemoryReviews:
             review_id=item.id, state=item.state, outcome=item.outcome, policies=(), reason=None,
             decided_at=item.decided_at, due_at=item.due_at, revision=0, runs=item.runs, final=False,
         )  # fmt: skip
+
+
+class MemoryDesk:
+    """Core's Sessions and Exposure."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, str] = {}
+        self.shown: set[tuple[str, date, int, str]] = set()
+
+    async def open(self, name: str, key_id: str, lasting: timedelta) -> None:
+        """For ever."""
+        self.keys[name] = key_id
+
+    async def key_id(self, name: str) -> str | None:
+        """If there is one."""
+        return self.keys.get(name)
+
+    async def close(self, name: str) -> None:
+        """Forget it."""
+        self.keys.pop(name, None)
+
+    async def add(self, key_id: str, day: date, severity: int, review_id: str) -> None:
+        """Once."""
+        self.shown.add((key_id, day, severity, review_id))
+
+    async def of(self, key_id: str, day: date) -> Mapping[int, int]:
+        """By counting."""
+        return {s: sum(each[:3] == (key_id, day, s) for each in self.shown) for s in (1, 2, 3)}
 
 
 class MemoryWebhooks:
