@@ -3,20 +3,28 @@
 import asyncio
 import shlex
 import time
+import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
-from gateway.adapters.sql.access import new_key
+from gateway.adapters.sql.access import new_key, opened
+from gateway.adapters.sql.webhooks import SqlWebhooks
+from gateway.core.webhooks import Webhook, new_secret
 from gateway.local.dev import Running, running
+from gateway.local.receiver import receiving
 from gateway.settings import Settings
 
-TASK = "message-moderation"
+TASK, TEAM = "message-moderation", "demo"
+# Long enough to try it, short enough to wait for the outcome.
+_UNDO_S = 5.0
 
 
 class DemoMessage(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,11 +37,14 @@ class DemoMessage(Struct, frozen=True, forbid_unknown_fields=True):
 def demo(settings: Settings, console: Console, stay: bool) -> bool:
     """Start everything, send the demo messages, print the table. Returns whether every action was the expected one."""
     messages = msgspec.json.decode(_lines(settings.home_path / "tasks" / TASK / "demo.jsonl"), type=list[DemoMessage])
-    with running(settings, console) as up:
-        key = asyncio.run(new_key(up.database, team="demo", scopes=frozenset({"invoke", "read", "review", "finance"})))
+    secret = new_secret()
+    with running(replace(settings, review_undo_s=_UNDO_S), console) as up, receiving(secret, console) as hook:
+        key = asyncio.run(new_key(up.database, TEAM, frozenset({"invoke", "read", "review", "finance"})))
+        asyncio.run(_hear(up.database, hook, secret))
         _write_env(settings.state_path / "env", up.url, key)
         good = _send_all(console, up, key, messages)
         _explain(console, settings, up)
+        _invite(console, settings, up)
         if stay:
             _wait(console, up)
     return good
@@ -82,6 +93,21 @@ def _explain(console: Console, settings: Settings, up: Running) -> None:
     console.print(f"\nAPI description: {up.url}/schema    logs: {settings.state_path / 'logs'}")
     console.print(f"The LLM server is process {up.llm.process.pid}. Stop it, send a message, start it again with:")
     console.out(up.model_command)
+
+
+def _invite(console: Console, settings: Settings, up: Running) -> None:
+    """Where the held messages wait, and a key of the team that owns the task."""
+    declared = tomllib.loads((settings.home_path / "tasks" / TASK / "task.toml").read_text("utf-8"))
+    key = asyncio.run(new_key(up.database, declared["owner"], frozenset({"review"})))
+    console.print(
+        "\nHeld messages wait at the reviewer's page. Its outcomes are printed here, once nobody can undo them:"
+    )
+    console.out(f"{up.url}/desk\n{key}")
+
+
+async def _hear(database: str, url: str, secret: str) -> None:
+    async with opened(database) as db:
+        await SqlWebhooks(db).put(Webhook(TEAM, url, secret, datetime.now(UTC)))
 
 
 def _wait(console: Console, up: Running) -> None:

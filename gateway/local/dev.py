@@ -57,6 +57,7 @@ def running(settings: Settings, console: Console, port: int = 0) -> Iterator[Run
                 "GATEWAY_HOST": "127.0.0.1",
                 "GATEWAY_PORT": str(gateway_port),
                 "GATEWAY_LEAVE_S": "0",
+                "GATEWAY_REVIEW_UNDO_S": str(settings.review_undo_s),
                 "LLM_URL": llm_url,
             },
         )

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+from served import by_hand, head_of_invoke
 
 from gateway.web.doors import WebSettings
 
@@ -128,16 +129,16 @@ async def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not(serve):
 async def test_a_declared_body_that_is_too_large_is_refused_unread(serve):
     """Content-Length alone is enough: the answer comes before the body does."""
     async with serve() as served:
-        head = await raw(served, b"content-length: 99999999\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 413 ")
+        status, _ = await by_hand(served, b"content-length: 99999999\r\n\r\n")
+        assert status == 413
 
 
 async def test_a_slow_body_is_given_up(serve):
     """A body that dribbles in is cut off after the time allowed, and nothing was started."""
     async with serve(WebSettings(body_timeout_s=0.2)) as served:
         began = time.monotonic()
-        head = await raw(served, b'content-length: 100\r\n\r\n{"input":')
-        assert head.startswith(b"HTTP/1.1 408 ")
+        status, _ = await by_hand(served, b'content-length: 100\r\n\r\n{"input":')
+        assert status == 408
         assert time.monotonic() - began < 5
         assert served.memory.store.admitted == []
 
@@ -146,7 +147,7 @@ async def test_a_caller_that_leaves_in_the_middle_costs_nothing(serve):
     """A connection that closes before its body is whole starts nothing, and the next caller is served."""
     async with serve() as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
-        writer.write(request(served, b'content-length: 100\r\n\r\n{"input":'))
+        writer.write(head_of_invoke(served, b'content-length: 100\r\n\r\n{"input":'))
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -174,20 +175,3 @@ async def test_a_megabyte_of_anything_is_answered_fast(served):
         assert response.status_code in (422, 200)
         assert time.monotonic() - began < 2
         assert len(response.content) < 10_000
-
-
-def request(served, rest: bytes) -> bytes:
-    """A hand-made request up to the end of its Authorization header, then `rest`."""
-    key = served.memory.tokens["market"].encode()
-    return b"POST %s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\n" % (INVOKE.encode(), key) + rest
-
-
-async def raw(served, rest: bytes) -> bytes:
-    """The first line of the answer to a hand-made request whose connection stays open."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
-    try:
-        writer.write(request(served, rest))
-        await writer.drain()
-        return await asyncio.wait_for(reader.readline(), 15)
-    finally:
-        writer.close()

@@ -1,7 +1,7 @@
 """Who may read /metrics, and what a trace's headers say."""
 
 import httpx
-from conftest import Serve
+from served import Serve
 
 from gateway.web.doors import Telemetry
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Served, serving
 from in_memory import QUOTA, replying
+from served import Served, serving
 
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.meter import Meter

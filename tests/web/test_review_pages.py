@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import Served, serving
 from in_memory import CLOCK
+from served import Served, serving
 
 from gateway.core.reviews import Item
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Served, serving
 from in_memory import replying
 from langserve import RemoteRunnable
+from served import Served, serving
 
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.meter import Meter
