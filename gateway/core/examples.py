@@ -1,4 +1,4 @@
-"""A task's examples, run through its own cascade: does the deployed model still give the labels that it must?"""
+"""A task's examples, run through its own cascade: does the deployed model still answer as it must?"""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,17 +9,18 @@ from msgspec import Struct
 from gateway.core import cascade
 from gateway.core.cache import canonical_json
 from gateway.core.clock import Clock
-from gateway.core.inference import Caller, Intent, Invocation
+from gateway.core.inference import Caller, Decision, Intent, Invocation
 from gateway.core.loaded import LoadedTask
 from gateway.core.meter import Meter, Settlement
 from gateway.core.quotas import Charge
+from gateway.core.task import Example
 
 _AT_ONCE = 8
 PLATFORM = Caller("platform", "terminal", frozenset())
 
 
 class ExamplesRun(Struct, frozen=True):
-    """How many examples got their label; `wrong` names the line of each that did not, and what it got instead."""
+    """How many examples got the answer that they want; `wrong` names the line of each that did not, and why."""
 
     right: int
     wrong: tuple[str, ...]
@@ -56,12 +57,33 @@ async def run_examples(task: LoadedTask, clock: Clock) -> ExamplesRun:
         async with free:
             example = task.examples[position]
             outcome = await cascade.run(task.declared, task.steps, example.input, _meter(task, position, clock), clock)
-        said = outcome.decision.label or outcome.decision.reason
-        return None if outcome.decision.label == example.label else f"line {position + 1}: {said}, not {example.label}"
+        wrong = missed(example, outcome.decision)
+        return None if wrong is None else f"line {position + 1}: {wrong}"
 
     wrong = [said for said in await asyncio.gather(*map(got, range(len(task.examples)))) if said is not None]
     floor = task.declared.gate.accuracy if task.declared.gate is not None else None
     return ExamplesRun(len(task.examples) - len(wrong), tuple(wrong), floor)
+
+
+def missed(example: Example, decision: Decision) -> str | None:
+    """What is wrong with the answer that an example got; None where nothing is."""
+    if example.label is not None:
+        said = decision.label or decision.reason
+        return None if decision.label == example.label else f"{said}, not {example.label}"
+    if decision.status != "accepted" or decision.output is None:
+        return decision.reason or decision.status
+    text = "\n".join(str(value) for value in decision.output.values()).casefold()
+    got = {name: decision.output.get(name, "missing") for name in example.output}
+    reasons = (
+        *(
+            f"`{name}` is {got[name]!r}, not {wanted!r}"
+            for name, wanted in example.output.items()
+            if got[name] != wanted
+        ),
+        *(f"lacks {fragment!r}" for fragment in example.holds if fragment.casefold() not in text),
+        *(f"holds {fragment!r}" for fragment in example.lacks if fragment.casefold() in text),
+    )
+    return ", ".join(reasons) or None
 
 
 def _meter(task: LoadedTask, position: int, clock: Clock) -> Meter:

@@ -180,7 +180,14 @@ class Model(Declared, frozen=True):
 
 
 class Example(Declared, frozen=True):
-    """One line of `examples.jsonl`: an input and the label that it must get. The canaries are taken from these."""
+    """One line of `examples.jsonl`: an input, and what its answer must be.
+
+    Where stages give labels that is the `label`; elsewhere the output is valid under the task's schema, its fields are
+    those of `output` as far as they stand there, and its text `holds` and `lacks` fragments, in whatever case.
+    """
 
     input: dict[str, object]
-    label: str
+    label: str | None = None
+    output: dict[str, object] = {}
+    holds: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()

@@ -167,6 +167,13 @@ def test_an_answer_without_label_has_no_keys_of_labels(home: Path, answer: str) 
     assert found == {f"tasks/manners/task.toml: stage[1].{key}" for key in keys}
 
 
+@pytest.mark.parametrize("line", ['{"input": {"message": "Hi"}}', '{"input": {"message": "Hi"}, "lacks": ["@"]}'])
+def test_an_example_of_a_task_with_labels_names_one(home: Path, line: str) -> None:
+    """What a text holds or lacks is asked of answers without label only."""
+    (home / "tasks/manners/examples.jsonl").write_text(line, "utf-8")
+    assert problems(home) == {"tasks/manners/examples.jsonl: line 1": "this example has no label"}
+
+
 def change_threshold(home: Path) -> None:
     edit(home / "tasks/manners/task.toml", "accept_above = 0.5", "accept_above = 0.6")
 
