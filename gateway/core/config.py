@@ -19,7 +19,8 @@ def read_toml(text: bytes, file: str, problems: list[Problem]) -> dict[str, Any]
     """The parsed file, or None with a problem added."""
     try:
         return tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # tomllib lets through what Python itself refuses: integers of thousands of digits, and nesting without end.
         problems.append(Problem(file, "", f"this is not TOML: {error}", "check quotes and brackets near that place"))
         return None
 
