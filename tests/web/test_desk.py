@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Served, serving
 from in_memory import CLOCK, Memory
 from litestar.routes import HTTPRoute
 from msgspec import Struct
+from served import Served, serving
 
 from gateway.core.reviews import Item
 from gateway.web.auth import Doorkeeper, Keyring
