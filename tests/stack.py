@@ -15,6 +15,8 @@ from gateway.local.child import Child, free_port
 
 ROOT = Path(__file__).parent.parent
 MIGRATIONS = ROOT / "migrations"
+# A tokenizer.json for tests whose model is only spoken for: it is there before any model is made.
+WORDS = ROOT / "tasks/message-moderation/adapter"
 
 MODELS = """
 [tiny]
@@ -114,7 +116,7 @@ def gateway(home: Path, database: str, redis: str, llm: str, **settings: str) ->
     child = Child("gateway", [sys.executable, "-m", "gateway", "serve"], home / "logs" / f"{port}.log", env)
     url = f"http://127.0.0.1:{port}"
     try:
-        child.wait_ready(f"{url}/health/ready", 60)
+        child.wait_ready(f"{url}/health/ready", 120)
         yield Gateway(url, child)
     finally:
         child.stop()

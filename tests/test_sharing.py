@@ -10,7 +10,7 @@ import httpx
 import pytest
 from budgets import ask, counting_model, message
 from fault_server import hang, held_until
-from stack import MIGRATIONS, gateway, make_home
+from stack import MIGRATIONS, WORDS, gateway, make_home
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
@@ -18,9 +18,9 @@ from gateway.core.flights import LEASE_S
 
 
 @pytest.fixture
-def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
+def home(tmp_path: Path) -> Path:
     """A task whose model may take a minute: who waits for it must not owe its answer to a deadline."""
-    home = make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
+    home = make_home(tmp_path / "home", WORDS / "tokenizer.json")
     task = home / "tasks/manners/task.toml"
     slow = "min_label_mass = 0.0\ntimeout_s = 60\ndeadline_s = 60"
     task.write_text(task.read_text("utf-8").replace("min_label_mass = 0.0", slow), "utf-8")
@@ -34,13 +34,13 @@ async def database(tmp_path: Path) -> str:
     return url
 
 
-async def test_two_processes_share_one_run(home: Path, database: str, valkey: str, tiny_llm_folder: Path) -> None:
+async def test_two_processes_share_one_run(home: Path, database: str, valkey: str) -> None:
     """Four requests at two gateways while the model thinks, for longer than a claim lasts: one call of the model, one
     miss, the rest shared, each with its own review; another team's request is a run of its own.
     """
     shop = await new_key(database, "shop", frozenset({"invoke"}))
     other = await new_key(database, "other", frozenset({"invoke"}))
-    async with counting_model(tiny_llm_folder) as (model, llm):
+    async with counting_model(WORDS) as (model, llm):
         with gateway(home, database, valkey, llm) as one, gateway(home, database, valkey, llm) as two:
             async with one.client(shop) as first, two.client(shop) as second, two.client(other) as third:
                 think = asyncio.Event()
@@ -63,10 +63,10 @@ async def test_two_processes_share_one_run(home: Path, database: str, valkey: st
     assert [metadata["usage"]["input_tokens"] > 0 for _, metadata in said] == [True, False, False, False]
 
 
-async def test_the_others_run_when_the_one_dies(home: Path, database: str, valkey: str, tiny_llm_folder: Path) -> None:
+async def test_the_others_run_when_the_one_dies(home: Path, database: str, valkey: str) -> None:
     """The process that has the run is killed: within the lease of its claim another one runs itself, and answers."""
     shop = await new_key(database, "shop", frozenset({"invoke"}))
-    async with counting_model(tiny_llm_folder) as (model, llm):
+    async with counting_model(WORDS) as (model, llm):
         with gateway(home, database, valkey, llm) as one, gateway(home, database, valkey, llm) as two:
             async with one.client(shop) as first, two.client(shop) as second:
                 model.script.append(hang)
