@@ -8,6 +8,8 @@ import pytest
 from gateway.local.child import free_port
 from gateway.local.valkey import start_valkey
 
+pytest_plugins = ["model_doors"]
+
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 

@@ -10,12 +10,15 @@ import httpx
 import pytest
 from chain_stage import Metered
 from fault_server import FaultServer, saying, serving
-from stack import MIGRATIONS, MODELS, ROOT, gateway, make_home, recorded
+from stack import MIGRATIONS, MODELS, ROOT, WORDS, gateway, make_home, recorded
 from tokenizers import Tokenizer
+from uuid_utils import uuid7
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
 from gateway.app import Stages
+from gateway.core.clock import Clock
+from gateway.core.examples import run_examples
 from gateway.core.registry import load
 
 MESSAGE = {"input": {"message": "Can you come on Friday?", "intent": "yes, at nine"}}
@@ -63,6 +66,25 @@ async def test_facts_that_nobody_stated_are_dropped(
     assert found[0] == {"service": "gutter cleaning", "place": "LEEDS", "date": "tomorrow", "budget": 1200}
     assert found[1] == {"service": "gutter cleaning", "place": None, "date": None, "budget": None}
     assert stated.outcomes == silent.outcomes == ["ok"]
+
+
+async def test_the_examples_of_text_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `gateway check --online` runs: an answer is right if it is valid, has the fields and lacks the fragments."""
+    server = FaultServer(Tokenizer.from_file(str(WORDS / "tokenizer.json")))
+    clock, stages = Clock(lambda: str(uuid7())), Stages()
+    async with serving(server) as url:
+        monkeypatch.setenv("LLM_URL", url)
+        tasks = load(home_with(tmp_path, WORDS, "job-facts", "polite-reply"), stages).tasks
+        server.script.extend([*[saying("Gladly, at nine.")] * 3, saying("Write to me@example.org.")])
+        polite = await run_examples(tasks["polite-reply"], clock)
+        server.script.extend([saying('{"service": "cleaning", "place": "Leeds", "date": null, "budget": 80}')] * 5)
+        facts = await run_examples(tasks["job-facts"], clock)
+        server.script.extend([saying("no JSON")] * 10)
+        talk = await run_examples(tasks["job-facts"], clock)
+        await stages.aclose()
+    assert (polite.right, [wrong.partition(": ")[2] for wrong in polite.wrong]) == (3, ["holds '@'"])
+    assert (facts.right, facts.wrong, facts.good) == (5, (), True)
+    assert (talk.right, talk.wrong[0], talk.good) == (0, "line 1: answer_breaks_schema", False)
 
 
 async def test_the_tasks_with_text_and_json(client: httpx.AsyncClient) -> None:

@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chain_stage import ITEM, Metered, declared_model, declared_stage, files_for
-from fault_server import Behaviour, FaultServer, breaking_off, failing_within, saying, serving, stalling, status
-from tokenizers import Tokenizer
+from fault_server import Behaviour, FaultServer, breaking_off, failing_within, saying, stalling, status
 
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, Runner, StageFailed
@@ -23,29 +21,6 @@ FACTS = {
     "additionalProperties": False,
 }
 GOOD = '{"service": "cleaning", "budget": 80}'
-
-
-@pytest.fixture(params=["tgi", "openai"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def builder() -> AsyncIterator[ChainBuilder]:
-    builder = ChainBuilder()
-    yield builder
-    await builder.aclose()
-
-
-@pytest.fixture
-def server(tiny_llm_folder: Path) -> FaultServer:
-    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
-
-
-@pytest.fixture
-async def url(server: FaultServer) -> AsyncIterator[str]:
-    async with serving(server) as url:
-        yield url
 
 
 class Stages:
@@ -206,12 +181,16 @@ async def test_a_server_without_grammars_is_asked_without(stages: Stages, server
     assert wishes == [True, False, True, False, False]
 
 
-async def test_the_real_server_has_no_grammar(stages: Stages, llm_server: str) -> None:
-    """The local LLM server refuses grammars; the stage goes on without, and random words are no JSON."""
-    metered = Metered()
-    runner = stages.build(llm_server, "json", FACTS, max_output_tokens=4)
-    assert await failure(runner, metered) == "answer_breaks_schema"
-    assert metered.outcomes == ["refused", "ok", "ok"]
+async def test_the_real_server_keeps_to_the_grammar(stages: Stages, llm_server: str) -> None:
+    """A random model says what the schema allows, at once; cut off before its end it is asked again, and fails."""
+    service, budget = {"enum": ["cleaning", "garden"]}, {"type": "integer", "minimum": 0, "maximum": 99}
+    short = {**FACTS, "properties": {"service": service, "budget": budget}}
+    metered, cut = Metered(), Metered()
+    finding = await stages.build(llm_server, "json", short, max_output_tokens=60).run(ITEM, metered.meter)
+    assert finding.output is not None
+    assert (set(finding.output), metered.outcomes) == ({"service", "budget"}, ["ok"])
+    assert await failure(stages.build(llm_server, "json", short, max_output_tokens=4), cut) == "answer_breaks_schema"
+    assert cut.outcomes == ["ok", "ok"]
 
 
 @pytest.mark.parametrize("output", [{"type": "object"}, FACTS, {"properties": {"n": {"type": "integer"}}}])

@@ -1,14 +1,12 @@
 """The chain stage as a whole: label answers, policies, and what is said of a stage that cannot be built."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chain_stage import ITEM, Metered, declared_model, declared_stage, files_for
-from fault_server import FaultServer, rubbish, serving, status
-from tokenizers import Tokenizer
+from fault_server import FaultServer, rubbish, status
 
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, StageFailed
@@ -17,24 +15,6 @@ from gateway.core.prompt_samples import CountsPrompts
 
 POLICIES = {"abuse": "C", "spam": "D"}
 MANY = {"labels": {"plumbing": "A", "garden": "B", "moving": "C"}}
-
-
-@pytest.fixture
-async def builder() -> AsyncIterator[ChainBuilder]:
-    builder = ChainBuilder()
-    yield builder
-    await builder.aclose()
-
-
-@pytest.fixture
-def server(tiny_llm_folder: Path) -> FaultServer:
-    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
-
-
-@pytest.fixture
-async def url(server: FaultServer) -> AsyncIterator[str]:
-    async with serving(server) as url:
-        yield url
 
 
 class Asking:

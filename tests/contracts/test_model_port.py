@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,12 @@ from chain_stage import ITEM, Metered, declared_model, declared_stage, files_for
 from fault_server import Behaviour, FaultServer, half, hang, hang_up, held_until, rubbish, serving, status, uncounted
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
-from tokenizers import Tokenizer
 
 from gateway.adapters import replicas
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, Runner, StageFailed
 
 DOORS = ("tgi", "openai")
-
-
-@pytest.fixture(params=DOORS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def builder() -> AsyncIterator[ChainBuilder]:
-    builder = ChainBuilder()
-    yield builder
-    await builder.aclose()
-
-
-@pytest.fixture
-def server(tiny_llm_folder: Path) -> FaultServer:
-    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
-
-
-@pytest.fixture
-async def url(server: FaultServer) -> AsyncIterator[str]:
-    async with serving(server) as url:
-        yield url
 
 
 class Stage:

@@ -14,6 +14,7 @@ from msgspec import UNSET, Struct
 
 from gateway.local.llm import chat
 from gateway.local.llm.desk import Desk, Result, Ticket, unless_gone
+from gateway.local.llm.grammar import Grammars, schema_of
 from gateway.local.llm.jobs import Generation, Step
 from gateway.local.llm.metrics import Metrics
 from gateway.local.llm.refusals import Invalid, Refusal
@@ -55,6 +56,7 @@ class Serving(Struct, frozen=True, kw_only=True):
 
     desk: Desk
     text: Text
+    grammars: Grammars
     bounds: Bounds
     info: Info
     metrics: Metrics
@@ -173,7 +175,10 @@ async def _admit(request: AnyRequest, inputs: str, parameters: Parameters | None
             prompt = await asyncio.to_thread(serving.text.encode, inputs, special_tokens)
         else:
             prompt = serving.text.encode(inputs, special_tokens)
-        return serving.desk.admit(plan(parameters, prompt, serving.bounds))
+        grammar = None
+        if parameters is not None and parameters.grammar is not None:
+            grammar = await asyncio.to_thread(serving.grammars.of_schema, schema_of(parameters.grammar))
+        return serving.desk.admit(plan(parameters, prompt, serving.bounds, grammar))
     except Refusal as refusal:
         raise _counted(request, refusal) from None
 

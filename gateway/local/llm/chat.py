@@ -1,6 +1,7 @@
 """The OpenAI-compatible door: chat bodies into parameters, answers into completions. Same engine, same prompt bytes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from gateway.core.prompts import CHAT_FORMATS
 from gateway.local.llm.jobs import Step
@@ -24,7 +25,10 @@ def render(messages: Sequence[ChatMessage], chat_format: str) -> str:
     turn_end = form.user.partition("{}")[2]
     turns = {"system": form.system, "user": form.user, "assistant": form.answer + "{}" + turn_end}
     # Not str.format: the content may hold braces, and an unfilled template part may too.
-    return "".join(turns[m.role].replace("{}", _content(m)) for m in messages if _content(m) or m.role == "user") + form.answer
+    return (
+        "".join(turns[m.role].replace("{}", _content(m)) for m in messages if _content(m) or m.role == "user")
+        + form.answer
+    )
 
 
 def parameters(body: ChatBody, model_id: str) -> Parameters:
@@ -35,8 +39,8 @@ def parameters(body: ChatBody, model_id: str) -> Parameters:
     """
     if not body.messages:
         raise Invalid("`messages` cannot be empty")
-    if body.tools or body.response_format:
-        raise Invalid("`tools` and `response_format` are not supported")
+    if body.tools:
+        raise Invalid("`tools` are not supported")
     if body.top_logprobs and not body.logprobs:
         raise Invalid("`logprobs` must be true for `top_logprobs` to be used")
     return Parameters(
@@ -49,6 +53,7 @@ def parameters(body: ChatBody, model_id: str) -> Parameters:
         stop=[body.stop] if isinstance(body.stop, str) else body.stop,
         seed=body.seed,
         top_n_tokens=body.top_logprobs if body.logprobs else None,
+        grammar=_grammar(body.response_format),
     )
 
 
@@ -57,6 +62,16 @@ def logprobs(steps: Sequence[Step]) -> ChatLogprobs:
     return ChatLogprobs(
         [ChatLogprob(s.token.text, s.token.logprob, [ChatTopLogprob(t.text, t.logprob) for t in s.top]) for s in steps]
     )
+
+
+def _grammar(asked: Any) -> dict[str, Any] | None:
+    """TGI's `grammar` for an OpenAI `response_format`; plain text is none. Raises Invalid for JSON without a schema."""
+    match asked:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return {"type": "json", "value": schema}
+    raise Invalid("`response_format` without a JSON schema is not supported")
 
 
 def _content(message: ChatMessage) -> str:

@@ -275,12 +275,19 @@ class Engine:
 
 def _choices(rows: Sequence[Row], logits: torch.Tensor) -> list[Choice]:
     generations = [row.job.generation for row in rows]
-    if all(generation.sampling.plain for generation in generations):
+    if all(generation.sampling.plain and generation.grammar is None for generation in generations):
         return choose_greedy(logits, [generation.top_n for generation in generations])
-    return [
-        choose(row_logits, generation.sampling, generation.top_n, generation.prompt, row.job.generated)
-        for row, generation, row_logits in zip(rows, generations, logits, strict=True)
-    ]
+    return [_choice(row.job, row_logits) for row, row_logits in zip(rows, logits, strict=True)]
+
+
+def _choice(job: Job, logits: torch.Tensor) -> Choice:
+    generation = job.generation
+    if generation.grammar is None:
+        return choose(logits, generation.sampling, generation.top_n, generation.prompt, job.generated)
+    allowed = generation.grammar.allow(logits)
+    choice = choose(allowed, generation.sampling, generation.top_n, generation.prompt, job.generated)
+    generation.grammar.follow(choice.id)
+    return choice
 
 
 def _prompt_logprobs(logits: torch.Tensor, prompt: Sequence[int]) -> list[float | None]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from msgspec import Struct, field
 
+from gateway.local.llm.grammar import Grammar
+
 
 class Sampling(Struct, frozen=True, kw_only=True):
     """How a token is drawn. Penalties also apply to greedy choice; log-probs are those after all of this, as in TGI."""
@@ -33,6 +35,7 @@ class Generation(Struct, frozen=True, kw_only=True):
     top_n: int = 0
     stop: tuple[str, ...] = ()
     prompt_logprobs: bool = False
+    grammar: Grammar | None = None
 
 
 class Token(Struct, frozen=True):

@@ -87,6 +87,7 @@ def load(model: Path, adapters: Mapping[str, Path], options: Options) -> Litesta
     serving = Serving(
         desk=Desk(engine, options.max_concurrent_requests),
         text=text,
+        grammars=text.grammars(_vocabulary(models[""])),
         bounds=bounds,
         info=_info(model, adapters, options, bounds, dtype),
         metrics=metrics,
@@ -127,6 +128,11 @@ def _load_text(folder: Path, base: torch.nn.Module) -> Text:
     ends = (model.config.eos_token_id, model.generation_config.eos_token_id, tokenizer.eos_token_id)
     flat = [end for ids in ends for end in (ids if isinstance(ids, list) else [ids]) if end is not None]
     return Text(tokenizer.backend_tokenizer, flat)
+
+
+def _vocabulary(base: torch.nn.Module) -> int:
+    config: Any = base.config
+    return int(config.vocab_size)
 
 
 def _bounds(options: Options, base: torch.nn.Module, adapters: frozenset[str]) -> Bounds:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from gateway.local.llm.grammar import Grammars
+
 
 class Piece(NamedTuple):
     """A token of a text and the characters `[start, stop)` that it stands for."""
@@ -22,6 +24,10 @@ class Text:
         self._tokenizer = tokenizer
         self.ends = frozenset(ends)
         self.special = frozenset(id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    def grammars(self, vocabulary: int) -> Grammars:
+        """What compiles JSON schemas for this tokeniser and a model with `vocabulary` logits."""
+        return Grammars(self._tokenizer.to_str(), vocabulary, sorted(self.ends))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""

@@ -4,6 +4,7 @@ import secrets
 
 from msgspec import Struct
 
+from gateway.local.llm.grammar import Grammar
 from gateway.local.llm.jobs import Generation, Sampling
 from gateway.local.llm.refusals import Invalid
 from gateway.local.llm.wire import Parameters
@@ -20,7 +21,9 @@ class Bounds(Struct, frozen=True, kw_only=True):
     reject_unknown_adapter: bool
 
 
-def plan(parameters: Parameters | None, prompt: list[int], bounds: Bounds) -> Generation:
+def plan(
+    parameters: Parameters | None, prompt: list[int], bounds: Bounds, grammar: Grammar | None = None
+) -> Generation:
     """The generation that a request asks for. Without `parameters` at all it samples. Raises Invalid."""
     if parameters is None:
         parameters = Parameters(do_sample=True)
@@ -35,6 +38,7 @@ def plan(parameters: Parameters | None, prompt: list[int], bounds: Bounds) -> Ge
         top_n=parameters.top_n_tokens or 0,
         stop=tuple(stop for stop in parameters.stop or () if stop),
         prompt_logprobs=bool(parameters.decoder_input_details),
+        grammar=grammar,
     )
 
 
@@ -52,7 +56,6 @@ def _check(p: Parameters, bounds: Bounds) -> None:
         (p.seed is None or 0 <= p.seed < 2**64, "`seed` must be an unsigned 64-bit integer"),
         (p.best_of is None or p.best_of == 1, "`best_of` other than 1 is not supported"),
         (not p.watermark, "`watermark` is not supported"),
-        (p.grammar is None, "`grammar` is not supported"),
         (p.max_new_tokens is None or p.max_new_tokens > 0, "`max_new_tokens` must be strictly positive"),
         (
             p.truncate is None or 0 < p.truncate <= bounds.max_input_tokens,
