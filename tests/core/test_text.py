@@ -67,6 +67,12 @@ def test_clean_leaves_nothing_invisible(text: str) -> None:
     assert cleaned == cleaned.strip()
 
 
+@given(st.text(max_size=200))
+def test_clean_text_is_clean(text: str) -> None:
+    """Cleaning twice is cleaning once, so that it does not matter who cleaned before."""
+    assert clean(clean(text)) == clean(text)
+
+
 @pytest.mark.parametrize("char", ["\ufdfa", "\ufdfb", "\ufb03", "㌕", "⑳"])
 def test_clean_does_not_blow_text_up(char: str) -> None:
     """No character becomes more than a handful: a message cannot grow past what was admitted as its size."""
