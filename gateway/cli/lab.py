@@ -81,12 +81,44 @@ def lab(ctx: click.Context) -> None:
         ctx.call_on_close(structlog.reset_defaults)
 
 
-@_command(lab, _sources, _corpus, _out)
-def data(sources: Path | None, corpus: Path | None, out: Path) -> None:
-    """Build the frozen sets eval-1000, eval-10k and stream, with a manifest of counts and hashes."""
+@_command(
+    lab, _sources, _corpus, _out,
+    click.option("--from-upstream", is_flag=True, help="Rebuild the public sources from where they were published."),
+    click.option("--source", "names", multiple=True, help="With --from-upstream: one of them; repeatable."),
+    click.option("--upstream-url", help="With --from-upstream: a mirror with the publishers' paths."),
+)  # fmt: skip
+def data(
+    sources: Path | None, corpus: Path | None, out: Path, from_upstream: bool, names: tuple[str, ...],
+    upstream_url: str | None,
+) -> None:  # fmt: skip
+    """Build the frozen sets eval-1000, eval-10k and stream, with a manifest of counts and hashes.
+
+    With --from-upstream, the public sources instead: each is compared with its pinned hash and with --sources.
+    """
+    if from_upstream:
+        _from_upstream(names, out, upstream_url, _sources_or_none(sources))
+        return
+    if names or upstream_url is not None:
+        raise click.UsageError("--source and --upstream-url go with --from-upstream")
     from gateway.lab.frozen import build_frozen
 
     _show(build_frozen(_sources_at(sources), _corpus_at(TASK, corpus), out))
+
+
+def _from_upstream(names: tuple[str, ...], out: Path, host: str | None, at_hand: Path | None) -> None:
+    from gateway.lab.upstream.build import rebuild
+    from gateway.lab.upstream.download import Downloads
+    from gateway.lab.upstream.sources import UPSTREAM
+
+    if unknown := sorted(set(names) - set(UPSTREAM)):
+        raise click.UsageError(f"there is no source {', '.join(unknown)}; known: {', '.join(UPSTREAM)}")
+    with Downloads() as fetch:
+        for built in rebuild(names or tuple(UPSTREAM), out, fetch, host=host, at_hand=at_hand):
+            beside = built.at_hand
+            click.echo(f"{built.source}: {built.rows} rows, {built.verdict}" + (
+                "" if beside is None
+                else f"; beside those at hand {beside.added} more, {beside.missing} fewer, {beside.changed} other"
+            ))  # fmt: skip
 
 
 @_command(lab, click.argument("folder", type=_PATH), click.argument("hands", nargs=-1, required=True), _out)
