@@ -1,6 +1,5 @@
 """gateway lab."""
 
-import functools
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ import structlog
 from rich.console import Console
 
 from gateway import settings as process_settings
+from gateway.core.problems import Unusable
 
 TASK = "message-moderation"
 _PATH = click.Path(path_type=Path)
@@ -21,28 +21,23 @@ _SHARE = click.FloatRange(0, 1)
 _SEED = 20240611
 
 
-def _says_why(command: Callable[..., None]) -> Callable[..., None]:
-    """Input that the lab cannot use ends with its reason and status 2, without a traceback."""
+class _Lab(click.Group):
+    """What the disk refuses is said like all else that cannot be used: its reason, status 2, no traceback."""
 
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        from gateway.adapters.causal_lm import ModelFilesError
-        from gateway.lab.rows import LabError
-
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            command(*args, **kwargs)
-        except (LabError, ModelFilesError, OSError) as error:
-            Console(stderr=True, highlight=False, soft_wrap=True).out(f"error: {error}")
-            sys.exit(2)
-
-    return run
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Unusable(str(error)) from error
 
 
 def _command(group: click.Group, *options: Callable[..., Any], name: str | None = None) -> Callable[..., click.Command]:
-    """A subcommand with shared options and the lab's way to fail."""
+    """A subcommand with shared options."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        run = _says_why(function)
+        run = function
         for option in reversed(options):
             run = option(run)
         return group.command(name or function.__name__.replace("_", "-"))(run)
@@ -68,10 +63,11 @@ _without = click.option(
 _mix = click.option(
     "--mix", "mix_file", type=_PATH, help="TOML or JSON of what the LLM is tuned on; its keys are those of MixConfig."
 )
+_from_reviews = click.option("--from-reviews", type=_PATH, help="A file of `gateway reviews export`, with its weights.")
 _seed = click.option("--seed", type=int, default=_SEED, show_default=True)
 
 
-@click.group()
+@click.group(cls=_Lab)
 @click.pass_context
 def lab(ctx: click.Context) -> None:
     """Train, calibrate, evaluate and attack; every run leaves a folder."""
@@ -199,14 +195,22 @@ def tune_llm(
         help="Take the LLM's lowest threshold that flags at most this share of the marketplace's hard negatives.",
     ),
     click.option("--per-label", type=int, default=150, show_default=True, help="Most rows of a source and label."),
+    _from_reviews,
 )  # fmt: skip
 def calibrate(
     task: str, sources: Path | None, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path,
     threads: int, recall: float, accept_above: float | None, hard_negative_fp: float | None, per_label: int,
+    from_reviews: Path | None,
 ) -> None:  # fmt: skip
     """Fit the LLM's calibration, choose both thresholds, write them into the task's folder, and say what they do."""
     from gateway.lab.calibrate_task import CalibrateConfig, Settings
     from gateway.lab.calibrate_task import calibrate as run
+
+    if from_reviews is not None:
+        from gateway.lab.from_reviews import apply
+
+        _show(apply(_refit(task, from_reviews, corpus, base, adapter, readings, threads, recall, accept_above)))
+        return
 
     _show(run(CalibrateConfig(
         home=_settings().home_path, task=task, sources=_sources_at(sources), corpus=_corpus_at(task, corpus),
@@ -218,15 +222,30 @@ def calibrate(
 
 
 @_command(
-    lab, _task,
-    click.option("--run", type=_PATH, required=True, help="An evaluation's folder."),
+    lab, _task, _corpus, _base, _adapter, _readings, _threads,
+    click.option("--run", type=_PATH, help="An evaluation's folder."),
+    _from_reviews,
     click.option("--recall", type=float, required=True, help="What the prefilter is to keep."),
+    click.option("--accept-above", type=_SHARE, help="With --from-reviews: the LLM's threshold; default: best F1."),
 )  # fmt: skip
-def simulate(task: str, run: Path, recall: float) -> None:
-    """Routing share, LLM calls, cost and flags at another recall of the prefilter; changes nothing."""
-    from gateway.lab.simulate import simulate as simulated
+def simulate(
+    task: str, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path, threads: int,
+    run: Path | None, from_reviews: Path | None, recall: float, accept_above: float | None,
+) -> None:  # fmt: skip
+    """Routing share, cost, recall and flags at another recall of the prefilter; changes nothing.
 
-    _show(simulated(_settings().home_path, task, run, recall))
+    On an evaluation's rows, or on what people decided: then now beside what `calibrate --from-reviews` would apply.
+    """
+    if (run is None) == (from_reviews is None):
+        raise click.UsageError("give either --run or --from-reviews")
+    if run is not None:
+        from gateway.lab.simulate import simulate as simulated
+
+        _show(simulated(_settings().home_path, task, run, recall))
+    elif from_reviews is not None:
+        from gateway.lab.from_reviews import refit
+
+        _show(refit(_refit(task, from_reviews, corpus, base, adapter, readings, threads, recall, accept_above)))
 
 
 @_command(
@@ -419,6 +438,19 @@ def card(task: str) -> None:
     from gateway.lab.card import write_card
 
     click.echo(write_card(_settings().home_path / "tasks" / task))
+
+
+def _refit(
+    task: str, labels: Path, corpus: Path | None, base: Path | None, adapter: Path | None, readings: Path,
+    threads: int, recall: float, accept_above: float | None,
+) -> Any:  # fmt: skip
+    from gateway.lab.from_reviews import RefitConfig
+
+    return RefitConfig(
+        home=_settings().home_path, task=task, labels=labels, corpus=_corpus_at(task, corpus), base=_base_at(base),
+        adapter=_adapter_at(task, adapter), readings=readings, recall=recall, accept_above=accept_above,
+        threads=threads,
+    )  # fmt: skip
 
 
 def _settings() -> process_settings.Settings:

@@ -141,8 +141,8 @@ def _prevalence(held: _Side | None, passed: _Side | None) -> Estimate | None:
     )
 
 
-def proportion(hits: int, of: int) -> Estimate | None:
-    """A plain share with Wilson's interval; None of nothing."""
+def proportion(hits: float, of: float) -> Estimate | None:
+    """A share with Wilson's interval, of whole counts or effective ones; None of nothing."""
     if of == 0:
         return None
     share, z2 = hits / of, _Z * _Z

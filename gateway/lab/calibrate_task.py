@@ -141,7 +141,7 @@ def work_out(config: CalibrateConfig) -> Calibrated:
     if settings.accept_above is not None and settings.hard_negative_fp is not None:
         raise LabError("the LLM's threshold is either given or chosen by hard negatives: not both")
     loaded = load_task(config.home, config.task)
-    if _prefilter(loaded) is None or loaded.chain.calibration is None:
+    if prefilter_name(loaded) is None or loaded.chain.calibration is None:
         raise LabError(
             f"tasks/{config.task}: calibration needs a cnn stage, and a `calibration` file at the chain stage"
         )
@@ -170,7 +170,8 @@ def work_out(config: CalibrateConfig) -> Calibrated:
     )
 
 
-def _prefilter(loaded: Loaded) -> str | None:
+def prefilter_name(loaded: Loaded) -> str | None:
+    """The name of the task's cnn stage, if it has one."""
     return next((step.stage.name for step in loaded.task.steps if isinstance(step.stage, CnnStage)), None)
 
 
@@ -196,10 +197,10 @@ def _platt(settings: Settings, loaded: Loaded, rows: Sequence[Row], margins: Flo
 
 def _scored(loaded: Loaded, rows: Sequence[Row], llm: Floats) -> _Scored:
     truth = np.array([row.label == loaded.positive for row in rows], bool)
-    return _Scored(rows, truth, llm, *asyncio.run(_cheap(loaded, rows)))
+    return _Scored(rows, truth, llm, *asyncio.run(cheap_scores(loaded, rows)))
 
 
-async def _cheap(loaded: Loaded, rows: Sequence[Row]) -> tuple[Floats, Bools]:
+async def cheap_scores(loaded: Loaded, rows: Sequence[Row]) -> tuple[Floats, Bools]:
     """The prefilter's score of each row (infinite where it has none: such rows pass on), and whether a rule decided."""
     scores, hits = np.full(len(rows), np.inf), np.zeros(len(rows), bool)
     for step in loaded.task.steps:
@@ -248,7 +249,7 @@ def _at(scored: _Scored, of_source: Bools, flagged: Bools) -> AtThreshold:
 
 
 def _write(config: CalibrateConfig, loaded: Loaded, found: Calibrated) -> None:
-    prefilter, calibration = _prefilter(loaded), loaded.chain.calibration
+    prefilter, calibration = prefilter_name(loaded), loaded.chain.calibration
     assert prefilter is not None, "work_out has checked it"
     assert calibration is not None, "work_out has checked it"
     weights_file = config.adapter / "adapter_model.safetensors"

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -137,6 +138,15 @@ def read_file(path: Path, split: Split = "test") -> list[Row]:
     return rows
 
 
+def read_weighted(path: Path, split: Split) -> tuple[list[Row], list[float]]:
+    """The same rows with their `weight`: how many of the stream each stands for; 1 where the file has none.
+
+    Raises LabError for a weight that is no positive number too.
+    """
+    weights = [_weight(path, number, record) for number, record in enumerate(_records(path), 1)]
+    return read_file(path, split), weights
+
+
 def write_rows(path: Path, rows: Iterable[Row | CorpusRow]) -> None:
     """Gzip JSONL without a time stamp, so that equal rows make equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +231,17 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     except (OSError, pyarrow.ArrowException) as e:
         raise LabError(f"{path}: {e}") from e
     return iter(table.to_pylist())
+
+
+def _weight(path: Path, number: int, record: Mapping[str, Any]) -> float:
+    given = record.get("weight")
+    try:
+        weight = 1.0 if given in (None, "") else float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise LabError(f"{path}: row {number}: the weight `{given}` is no positive number")
+    return weight
 
 
 def _file_row(path: Path, number: int, record: Mapping[str, Any], split: Split) -> Row:

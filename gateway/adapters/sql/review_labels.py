@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping, or_, select
 
 from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.tables import review, review_item, review_text
+from gateway.adapters.sql.tables import audit_sample, review, review_item, review_text
 from gateway.core.audit import TERMINAL, Actor
 
 _item = review_item.c
@@ -29,8 +29,16 @@ class SqlReviewLabels:
         """
         asked = or_(review.c.item_id == _item.id, review.c.id == _item.id)
         query = (
-            select(review_item, review_text.c.input, review.c.input_hash, review.c.label)
+            select(
+                review_item,
+                review_text.c.input,
+                review.c.input_hash,
+                review.c.label,
+                audit_sample.c.probability,
+                audit_sample.c.people_probability,
+            )
             .join(review, asked)
+            .outerjoin(audit_sample, audit_sample.c.review_id == _item.id)
             .join(review_text, review_text.c.review_id == review.c.id)
             .where(_item.task == task, _item.state == "decided", _item.kind.in_(("held", "audit")))
             .where(_item.decided_at >= start, _item.decided_at < end, _item.decision.is_not(None))
@@ -59,7 +67,7 @@ def _labelled(row: RowMapping, text: str) -> Mapping[str, Any] | None:
         "sender_role": asked.get("sender_role"),
         "id": row["id"],
         "source": "reviews",
-        "weight": 1.0,
+        "weight": _weight(row),
         "task": row["task"],
         "kind": row["kind"],
         "fingerprint": row["fingerprint"],
@@ -71,3 +79,10 @@ def _labelled(row: RowMapping, text: str) -> Mapping[str, Any] | None:
         "runs": row["runs"],
         "decided_at": row["decided_at"].isoformat(),
     }
+
+
+def _weight(row: RowMapping) -> float:
+    """How many runs of the stream the row stands for: all that share a held item, or those that were not drawn."""
+    if row["probability"] is None:
+        return float(row["runs"])
+    return 1.0 / float(row["probability"] * (row["people_probability"] or 1.0))

@@ -13,6 +13,7 @@ from gateway.adapters.sql.ledger import SqlLedger
 from gateway.adapters.sql.opinions import SqlOpinions
 from gateway.adapters.sql.quality import SqlQuality
 from gateway.adapters.sql.review_book import SqlReviewBook
+from gateway.adapters.sql.review_labels import SqlReviewLabels
 from gateway.adapters.sql.reviews import SqlReviews
 from gateway.adapters.sql.samples import SqlSamples
 from gateway.core import review_checks, review_rules
@@ -90,6 +91,10 @@ async def test_a_period_is_estimated_from_what_was_counted_and_judged(
     assert row.prevalence.value == pytest.approx(5.5 / 14)
     assert (row.cost_nano, row.audit_nano) == (0, 4 * 48_100)
     assert report(await SqlQuality(database).evidence(TASK, start - timedelta(days=1), start)) == []
+    exported = await SqlReviewLabels(database).rows(TASK, start, now() + timedelta(seconds=1), "message")
+    weights = sorted((row["kind"], row["label"], round(row["weight"], 6)) for row in exported)
+    audits_weigh = [("audit", "clean", 5.0), ("audit", "clean", 5.0), ("audit", "violation", 2.5)]
+    assert weights == [*audits_weigh, ("held", "clean", 1.0), *[("held", "violation", 1.0)] * 3]
 
 
 async def test_a_clock_is_no_judge_and_an_item_weighs_its_runs(
