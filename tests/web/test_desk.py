@@ -269,3 +269,11 @@ async def test_an_item_goes_from_the_queue_to_a_decision_and_back(desk: Served) 
         late = await visitor.act(f"/desk/{first}/decide", **fields)
         assert "Too late" in late.text
     assert (items[first].outcome, items[second].state) == ("deliver", "leased")
+
+
+async def test_how_reviewers_agree_is_for_leads(desk: Served) -> None:
+    """Each reviewer beside what is known; a reviewer does not read it."""
+    for scope, status in (("lead", 200), ("admin", 200), ("review", 403)):
+        async with browser(desk, desk.memory.key("trust", scope)) as visitor:
+            answer = await visitor.client.get("/desk/agreement")
+            assert (answer.status_code, ">ann<" in answer.text) == (status, status == 200)

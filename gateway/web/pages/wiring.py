@@ -8,6 +8,7 @@ from gateway.web.auth import Doorkeeper, Keyring
 from gateway.web.contract import contract
 from gateway.web.doors import Doors, WebSettings
 from gateway.web.pages.entrance import EntrancePages, error_page
+from gateway.web.pages.people import PeoplePage
 from gateway.web.pages.sessions import PATH, Visits
 from gateway.web.pages.work import WorkPages
 
@@ -16,7 +17,11 @@ def create_pages(doors: Doors, settings: WebSettings, keyring: Keyring, doorkeep
     """Every page needs a session, but sign-in and the assets."""
     visits = Visits(doors.sessions, keyring, doorkeeper, doors.clock, settings)
     return Litestar(
-        route_handlers=[*EntrancePages(doors, visits).routes(), *WorkPages(doors, doors.exposure, visits).routes()],
+        route_handlers=[
+            *EntrancePages(doors, visits).routes(),
+            *PeoplePage(doors).routes(),
+            *WorkPages(doors, doors.exposure, visits).routes(),
+        ],
         guards=[visits],
         exception_handlers={Exception: error_page(doors)},
         openapi_config=None,
