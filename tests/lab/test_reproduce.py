@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway.__main__ import cli
+from gateway.__main__ import cli, main
 from gateway.lab.agreement import compare
 from tests.lab.small_world import World
 
@@ -33,7 +34,10 @@ class Lab:
     def run(self, command: str, *words: object) -> Result:
         """The command's result."""
         asked = [str(word) for word in ("lab", command, *self._with, *words)]
-        return CliRunner().invoke(cli, asked, env={"GATEWAY_HOME": str(self.home)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["gateway", *asked])
+            program = click.Command("gateway", callback=main)
+            return CliRunner().invoke(program, [], env={"GATEWAY_HOME": str(self.home)})
 
     def reproduce(self, *words: object) -> Result:
         """`reproduce` of one set that the small corpus fills and of one that it does not."""

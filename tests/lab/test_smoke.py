@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from gateway.__main__ import main
 from gateway.cli.lab import lab
 from gateway.lab.card import BEGIN, END
 from tests.lab import small_world
@@ -131,20 +132,26 @@ def test_the_whole_lab_from_sources_to_report(home: Path, tmp_path: Path, base: 
     [
         (("data", "--sources", "nowhere", "--out", "x"), "no folder of public sources at nowhere"),
         (("eval", "--base", ".", "--data", "absent.csv", "--out", "x", "--task", "small"), "absent.csv"),
+        (("pack-suite", "case.jsonl", "--out", "case.jsonl/x"), "case.jsonl"),
         (("simulate", "--task", "small", "--run", "absent", "--recall", "0.9"), "absent/predictions.jsonl"),
     ],
 )
 def test_what_cannot_be_used_ends_with_status_2_and_no_traceback(
-    home: Path, tmp_path: Path, words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    home: Path, tmp_path: Path, words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """The reason is on one line, the status is 2, and no run folder is left."""
     run_cnn = small_world.cnn_config(tmp_path / "sources", tmp_path / "corpus.jsonl.gz", tmp_path / "cnn")
     small_world.untrained_prefilter(run_cnn, home / "tasks" / "small")
     monkeypatch.chdir(tmp_path)
-    result = run(home, *words)
-    assert result.exit_code == 2
-    assert says in result.output
-    assert "Traceback" not in result.output
+    monkeypatch.setenv("GATEWAY_HOME", str(home))
+    monkeypatch.setattr("sys.argv", ["gateway", "lab", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
     assert not (tmp_path / "x").exists()
 
 
