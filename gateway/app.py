@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from gateway.adapters.alerts import Alerts
 from gateway.adapters.logs import configure_logs
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.redis.desk import RedisDesk
+from gateway.adapters.redis.peers import Peers
 from gateway.adapters.schema import Schema
 from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.books import SqlBooks
@@ -47,6 +48,7 @@ from gateway.adapters.webhooks import HttpSender
 from gateway.core.auditor import Auditor
 from gateway.core.bookkeeping import Bookkeeper
 from gateway.core.budgets import counters
+from gateway.core.canaries import Canaries
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
 from gateway.core.courier import Courier
@@ -117,6 +119,18 @@ class Stages:
     async def verify(self, model: LoadedModel) -> tuple[str, ...]:
         """What the model's servers serve other than the pinned model, in words."""
         return await self._chain_builder().verify(model)
+
+    def urls(self, model: LoadedModel) -> Sequence[str]:
+        """Where the replicas of a model are."""
+        return self._chain_builder().urls(model)
+
+    def only(self, model: LoadedModel, url: str) -> AbstractContextManager[None]:
+        """Within the block, this replica is asked and no other."""
+        return self._chain_builder().only(model, url)
+
+    def bar(self, model: LoadedModel, url: str, why: str, said_by: str) -> None:
+        """Take a replica out, or in again where nothing is against it any more."""
+        self._chain_builder().bar(model, url, why, said_by)
 
     def replica_states(self) -> Sequence[ReplicaState]:
         """The replicas of all models, as this process sees them."""
@@ -226,6 +240,18 @@ class Process:
             self._clock,
             [self._watch.metrics.drifted, *([self._alerts.tell] if settings.alert_url else [])],
         )
+        self._canaries = Canaries(
+            lambda: self._registry,
+            self._stages,
+            self._store,
+            self._ledger,
+            self._clock,
+            settings.zone,
+            settings.canary_s,
+        )
+        self._peers = Peers(
+            settings.redis_url, lambda: {name: task.fingerprint for name, task in self._registry.every.items()}
+        )
         books = SqlBooks(self._database, settings.zone)
         self._bookkeeper = Bookkeeper(
             books,
@@ -299,6 +325,8 @@ class Process:
                 self._prompts,
                 self._reloader,
                 self._pins,
+                self._canaries,
+                self._peers,
                 self._alerts,
                 self._drift_watch,
                 self._review_clock,
@@ -318,6 +346,7 @@ class Process:
                 each.cancel()
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(self._engine.drain(), auditing), self._settings.drain_s)
+            await self._peers.aclose()
             await self._stages.aclose()
             await self._sender.aclose()
             await self._ledger.aclose()
@@ -430,13 +459,21 @@ class Process:
         async def models() -> str | None:
             # Addresses of servers are in the log; the page is public.
             names = ", ".join(f"`{name}`" for name in sorted(self._pins.differing))
-            return f"not what models.toml pins, or away: {names}" if names else None
+            wrong = ", ".join(f"`{name}`" for name in sorted(self._canaries.wrong))
+            said = [f"not what models.toml pins, or away: {names}"] if names else []
+            said += [f"wrong answers to canaries: {wrong}"] if wrong else []
+            return "; ".join(said) or None
+
+        async def peers() -> str | None:
+            names = ", ".join(f"`{name}`" for name in self._peers.differing)
+            return f"replicas serve different versions of {names}" if names else None
 
         return {
             "database": Check(database, required=True),
             "store": Check(store),
             "config": Check(config),
             "models": Check(models),
+            "peers": Check(peers),
         }
 
 

@@ -51,6 +51,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Positive = 1_048_576
     body_timeout_s: Seconds = 10.0
     batch_max: Positive = 100
+    canary_s: Seconds = 60.0
+    """How often every replica of a model is asked the canaries of the tasks."""
     leave_s: Annotated[float, Meta(ge=0)] = 3.0
     """How long a process that was told to stop goes on serving, not ready, so that load balancers look elsewhere."""
     drain_s: Seconds = 20.0

@@ -27,8 +27,10 @@ SLACK_S = 1.5
 
 BOUNDS = f"min_label_mass = 0.0\ntimeout_s = {TIMEOUT_S}\ndeadline_s = {DEADLINE_S}\nretries = 1"
 PATIENT = MANNERS.replace("min_label_mass = 0.0", BOUNDS)
-STRICT = PATIENT[: PATIENT.index("[actions]")].replace('model = "tiny"', 'model = "other"')
+STRICT = PATIENT[: PATIENT.index("[actions]")]
+OTHER = PATIENT.replace('model = "tiny"', 'model = "other"')
 DOWN = PATIENT.replace('model = "tiny"', 'model = "down"')
+TASKS = {"manners": PATIENT, "strict": STRICT, "down": DOWN, "other": OTHER}
 
 
 class Under(Struct, frozen=True):
@@ -59,8 +61,8 @@ async def under(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path,
     nowhere = f"http://127.0.0.1:{free_port()}"
     down = MODELS.replace("[tiny]", "[down]").replace("[[tiny.", "[[down.").replace("env:LLM_URL", nowhere)
     plain = [(name.removeprefix("tasks/manners/"), text) for name, text in FILES.items() if name.startswith("tasks/")]
-    files = {f"tasks/{task}/{name}": text for name, text in plain for task in ("strict", "down")}
-    files |= {f"tasks/{n}/task.toml": t for n, t in (("manners", PATIENT), ("strict", STRICT), ("down", DOWN))}
+    files = {f"tasks/{task}/{name}": text for name, text in plain for task in ("strict", "down", "other")}
+    files |= {f"tasks/{n}/task.toml": t for n, t in TASKS.items()}
     home = make_home(
         folder / "home", tiny_llm_folder / "tokenizer.json", files | {"models.toml": MODELS + other + down}
     )

@@ -94,8 +94,13 @@ class ChainRunner:
         """Ask the model about an item. Raises StageFailed, BudgetExceeded and Unavailable."""
         if self._length(item) > self._stage.max_input_chars:
             return Finding(reason="input_too_long")
-        with asking(self._stage, meter, self._listener(meter)):
-            return await self._chain.ainvoke(dict(item))
+        listener = self._listener(meter)
+        try:
+            with asking(self._stage, meter, listener):
+                return await self._chain.ainvoke(dict(item))
+        except StageFailed as failed:
+            failed.begun = listener is not None and listener.heard
+            raise
 
     def prompt_tokens(self, item: Mapping[str, Any]) -> int | None:
         """Tokens of the prompt that an item would be sent as, 0 for one that is too long to be sent; None where only

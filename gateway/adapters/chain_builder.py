@@ -1,7 +1,8 @@
 """From a declared chain stage to a running one: every reference resolved, every label checked, problems all at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import takewhile
 from typing import Any
 
@@ -12,8 +13,9 @@ from msgspec.structs import replace
 from gateway.adapters.answers import JsonModel, JsonParser, JsonRules, TextParser, output_of, text_field
 from gateway.adapters.calibration import UNCALIBRATED, Platt, read_calibration
 from gateway.adapters.chain import ChainRunner, LabelParser, LabelRules, PromptCount
+from gateway.adapters.fallback import Fallback, FallbackRunner
 from gateway.adapters.label_ids import LabelIds, by_text, label_ids, probes
-from gateway.adapters.model_port import CallFault, NotConnected
+from gateway.adapters.model_port import CallFault, NotConnected, within
 from gateway.adapters.openai import ChatServer, served_models
 from gateway.adapters.own_chain import ChainParts, own_chain
 from gateway.adapters.references import UnresolvedReference, resolve
@@ -53,12 +55,24 @@ class ChainBuilder:
 
     def build(self, stage: ChainStage, files: StageFiles, place: str) -> Runner:
         """A stage that is ready to run. Raises InvalidConfig with all problems; asks no server."""
-        return _Building(self, stage, files, place).runner()
+        own = _Building(self, stage, files, place)
+        if not stage.fallback:
+            return own.runner()
+        return FallbackRunner(
+            [Fallback(stage.model, own.runner()), *self._fallbacks(stage, files, place)], stage.deadline_s
+        )
+
+    def _fallbacks(self, stage: ChainStage, files: StageFiles, place: str) -> Iterator[Fallback]:
+        """The same stage over each other model."""
+        for i, (other, model) in enumerate(zip(stage.fallback, files.fallback, strict=True)):
+            named = {"model": other.model, "adapter": other.adapter, "calibration": other.calibration}
+            building = _Building(self, replace(stage, **named), replace(files, model=model), f"{place}.fallback[{i}]")
+            yield Fallback(other.model, building.runner())
 
     async def verify(self, model: LoadedModel) -> tuple[str, ...]:
         """Ask each replica which model it serves. What differs from the pinned one, in words; empty if all is well."""
         access = self.access(model, [])
-        checks = (self._verify(model.declared, url, access.headers) for url in access.replicas.urls)
+        checks = (self._verify(model.declared, url, access) for url in access.replicas.urls)
         return tuple(said for said in await asyncio.gather(*checks) if said)
 
     def replica_states(self) -> Iterator[ReplicaState]:
@@ -67,6 +81,18 @@ class ChainBuilder:
         for (model, *_), access in self._accesses.items():
             for state in access.replicas.states(now):
                 yield ReplicaState(model, *state)
+
+    def urls(self, model: LoadedModel) -> Sequence[str]:
+        """Where the replicas of a model are."""
+        return self.access(model, []).replicas.urls
+
+    def only(self, model: LoadedModel, url: str) -> AbstractContextManager[None]:
+        """Within the block, this replica is asked and no other."""
+        return within(only=url, model=model.name)
+
+    def bar(self, model: LoadedModel, url: str, why: str, said_by: str) -> None:
+        """Take a replica out, or in again, for all stages."""
+        self.access(model, []).replicas.bar(url, why, said_by)
 
     async def aclose(self) -> None:
         """Close all connections to model servers."""
@@ -101,20 +127,20 @@ class ChainBuilder:
             return None
         return self._token_files[state]
 
-    async def _verify(self, model: Model, url: str, headers: Mapping[str, str]) -> str:
+    async def _verify(self, model: Model, url: str, access: Access) -> str:
+        """In words, what is wrong. A replica that serves something else is taken out; one that is away is not."""
         try:
             async with asyncio.timeout(_VERIFY_TIMEOUT_S):
                 if model.kind == "openai":
-                    served, wanted = await served_models(self.wire, url, headers), _name_for_chat(model, None)
-                    return "" if wanted in served else f"{url} does not serve {wanted}"
-                model_id, revision = await served_model(self.wire, url, headers)
+                    wanted = _name_for_chat(model, None)
+                    served = await served_models(self.wire, url, access.headers)
+                    said = "" if wanted in served else f"does not serve {wanted}"
+                else:
+                    said = _other_than(model, *await served_model(self.wire, url, access.headers))
         except (CallFault, TimeoutError) as error:
             return f"{url} does not say what it serves: {error}"
-        if model_id != model.model_id:
-            return f"{url} serves {model_id}, not {model.model_id}"
-        if model.revision is not None and revision != model.revision:
-            return f"{url} serves revision {revision}, not {model.revision}"
-        return ""
+        access.replicas.bar(url, said, "its own name")
+        return f"{url} {said}" if said else ""
 
 
 class LateRunner:
@@ -158,6 +184,8 @@ class _Building:
             return self._chain(self._json_chain(prompt, model))
         first = own_chain(self._files, ChainParts(self._stage, prompt), model)
         own, first = first is not None, first or prompt | model
+        # Own code may change the prompt; a JSON answer, above, may be asked for twice.
+        self._count = None if own else self._counting(tokens)
         if spoken is not None:
             return self._chain(first | TextParser(spoken, self._output), None if own else spoken)
 
@@ -180,8 +208,6 @@ class _Building:
         asked = JsonModel(model, rules, self._files.output_schema)
         parts = ChainParts(self._stage, prompt, asked | RunnableLambda(output_of))
         own = own_chain(self._files, parts, model)
-        # Own code may change the prompt, and a JSON answer may be asked for twice.
-        self._count = None if own is not None or self._stage.answer == "json" else self._counting(tokens)
         return own | JsonParser(rules) if own is not None else prompt | asked
 
     def _spoken_field(self) -> str | None:
@@ -304,6 +330,14 @@ class _Building:
             min_label_mass=self._stage.min_label_mass,
             accept_above=self._stage.accept_above,
         )
+
+
+def _other_than(pinned: Model, model_id: str, revision: str | None) -> str:
+    if model_id != pinned.model_id:
+        return f"serves {model_id}, not {pinned.model_id}"
+    if pinned.revision is not None and revision != pinned.revision:
+        return f"serves revision {revision}, not {pinned.revision}"
+    return ""
 
 
 def _name_for_chat(model: Model, adapter: str | None) -> str:

@@ -4,6 +4,7 @@ Both doors (TGI's own API, OpenAI-compatible chat) speak these types, so that on
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -87,6 +88,7 @@ class Ask(Struct, frozen=True):
     """The bounds of one stage run: who counts, how long a try and all tries may take, how often to try again.
 
     `deadline` is a time of the event loop's clock. With a `listener` the door asks for the answer token by token.
+    `only` names the one replica that may be asked, also where it takes no other requests.
     """
 
     meter: Meter
@@ -94,6 +96,8 @@ class Ask(Struct, frozen=True):
     deadline: float
     retries: int
     listener: Listener | None = None
+    hedge_after_s: float | None = None
+    only: str | None = None
 
     @property
     def begun(self) -> bool:
@@ -106,11 +110,38 @@ class Ask(Struct, frozen=True):
 ASK: ContextVar[Ask] = ContextVar("ASK")
 
 
+class _Bounds(Struct, frozen=True):
+    deadline: float = math.inf
+    only: str | None = None
+    model: str | None = None
+
+
+_BOUNDS: ContextVar[_Bounds] = ContextVar("_BOUNDS", default=_Bounds())  # noqa: B039
+
+
+@contextmanager
+def within(deadline: float = math.inf, only: str | None = None, model: str | None = None) -> Iterator[None]:
+    """Within the block, stages ask until `deadline` at the latest, and only the replica `only` of `model`."""
+    before = _BOUNDS.get()
+    restore = _BOUNDS.set(_Bounds(min(deadline, before.deadline), only or before.only, model or before.model))
+    try:
+        yield
+    finally:
+        _BOUNDS.reset(restore)
+
+
+def meant() -> str | None:
+    """The model that alone may be asked, if it has to be one."""
+    return _BOUNDS.get().model
+
+
 @contextmanager
 def asking(stage: ChainStage, meter: Meter, listener: Listener | None = None) -> Iterator[None]:
     """Within the block, model doors ask within the stage's bounds; its deadline counts from here."""
-    deadline = asyncio.get_running_loop().time() + stage.deadline_s
-    restore = ASK.set(Ask(meter, stage.timeout_s, deadline, stage.retries, listener))
+    bounds = _BOUNDS.get()
+    deadline = min(asyncio.get_running_loop().time() + stage.deadline_s, bounds.deadline)
+    ask = Ask(meter, stage.timeout_s, deadline, stage.retries, listener, stage.hedge_after_s, bounds.only)
+    restore = ASK.set(ask)
     try:
         yield
     finally:

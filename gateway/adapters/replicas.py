@@ -7,8 +7,8 @@ request, so that a dead server costs nothing and a healed one is found without a
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
-from typing import Literal
+from contextlib import asynccontextmanager, suppress
+from typing import Literal, NamedTuple
 
 from gateway.adapters.model_port import ASK, Ask, CallFault, NotConnected, Reply, Slow
 from gateway.core.cascade import StageFailed
@@ -68,6 +68,8 @@ class Replica:
         self.breaker = Breaker()
         self.outstanding = 0
         self.served = 0
+        self.barred: dict[str, str] = {}
+        """Why it is taken out, by who says so."""
 
 
 class Replicas:
@@ -86,6 +88,18 @@ class Replicas:
         """Of each replica: its URL, its breaker, and how many requests it is at."""
         return [(each.url, each.breaker.state(now), each.outstanding) for each in self._replicas]
 
+    def bar(self, url: str, why: str, said_by: str) -> None:
+        """Take a replica out, because of what it serves; with an empty `why`, `said_by` holds nothing against it."""
+        for replica in self._replicas:
+            if replica.url == url:
+                others = {who: said for who, said in replica.barred.items() if who != said_by}
+                replica.barred = {**others, said_by: why} if why else others
+
+    @property
+    def barred(self) -> bool:
+        """Whether any replica is taken out."""
+        return any(replica.barred for replica in self._replicas)
+
     async def call(
         self, model: MeteredModel, send: Callable[[str], Awaitable[Reply]], input_tokens: int, output_tokens: int
     ) -> Reply:
@@ -94,16 +108,16 @@ class Replicas:
         `send` makes one request to a URL and raises CallFault. The token counts are the most that a try can use.
         Raises StageFailed with the reason of the last fault, and what the meter raises.
         """
-        ask = ASK.get()
+        ask, question = ASK.get(), _Question(model, send, input_tokens, output_tokens)
         tried: set[Replica] = set()
         fault: CallFault = NotConnected("no replica is admitted")
         tries = 0
         while tries <= ask.retries:
             async with self._permit(ask):
-                if (replica := self._pick(tried)) is None:
+                if (replica := self._pick(ask, tried)) is None:
                     break
                 try:
-                    return await _try(ask, model, replica, send, input_tokens, output_tokens)
+                    return await self._hedged(ask, question, replica, tried)
                 except CallFault as caught:
                     fault = caught
             gone = isinstance(fault, NotConnected)
@@ -115,6 +129,27 @@ class Replicas:
                 if tries <= ask.retries and not await self._pause(ask, fault, tried, tries):
                     break
         raise StageFailed(fault.reason, str(fault)) from fault
+
+    async def _hedged(self, ask: Ask, question: "_Question", replica: Replica, tried: Collection[Replica]) -> Reply:
+        """Ask a replica and, where it takes long, another one beside it: the first good answer counts.
+
+        The other call is given up then, and stands in the ledger at its estimate: nobody knows what was counted of it.
+        """
+        if ask.hedge_after_s is None or ask.listener is not None:
+            return await _try(ask, question, replica)
+        asked = [asyncio.create_task(_try(ask, question, replica))]
+        try:
+            await asyncio.wait(asked, timeout=ask.hedge_after_s)
+            other = self._pick(ask, {*tried, replica})
+            if asked[0].done() or other in (None, replica, *tried) or self._permits.locked():
+                return await asked[0]
+            async with self._permit(ask):
+                asked.append(asyncio.create_task(_try(ask, question, other)))
+                return await _first_good(asked)
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     @asynccontextmanager
     async def _permit(self, ask: Ask) -> AsyncIterator[None]:
@@ -132,16 +167,18 @@ class Replicas:
         finally:
             self._permits.release()
 
-    def _pick(self, tried: Collection[Replica]) -> Replica | None:
+    def _pick(self, ask: Ask, tried: Collection[Replica]) -> Replica | None:
         """The replica with the least to do; one that has failed this very question comes last."""
+        if ask.only is not None:
+            return next((replica for replica in self._replicas if replica.url == ask.only), None)
         now = asyncio.get_running_loop().time()
-        admitted = [replica for replica in self._replicas if replica.breaker.admits(now)]
+        admitted = [replica for replica in self._replicas if not replica.barred and replica.breaker.admits(now)]
         return min(admitted, key=lambda r: (r in tried, r.outstanding, r.served), default=None)
 
     async def _pause(self, ask: Ask, fault: CallFault, tried: Collection[Replica], tries: int) -> bool:
         """Wait before the same replica is asked again. False where the deadline leaves no time for that."""
         loop = asyncio.get_running_loop()
-        if (other := self._pick(tried)) is not None and other not in tried:
+        if (other := self._pick(ask, tried)) is not None and other not in tried:
             return loop.time() < ask.deadline
         pause_s = _FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1.0)
         pause_s = max(pause_s, fault.retry_after_s or 0.0)
@@ -151,20 +188,30 @@ class Replicas:
         return True
 
 
-async def _try(
-    ask: Ask,
-    model: MeteredModel,
-    replica: Replica,
-    send: Callable[[str], Awaitable[Reply]],
-    input_tokens: int,
-    output_tokens: int,
-) -> Reply:
+class _Question(NamedTuple):
+    """What is asked of a replica, whichever it is. The token counts are the most that an answer can use."""
+
+    model: MeteredModel
+    send: Callable[[str], Awaitable[Reply]]
+    input_tokens: int
+    output_tokens: int
+
+
+async def _first_good(asked: Sequence["asyncio.Task[Reply]"]) -> Reply:
+    """The first answer. Raises the first one's fault where all fail."""
+    for each in asyncio.as_completed(asked):
+        with suppress(Exception):
+            return await each
+    return asked[0].result()
+
+
+async def _try(ask: Ask, question: _Question, replica: Replica) -> Reply:
     replica.outstanding += 1
     replica.served += 1
     replica.breaker.begins()
     try:
-        async with _metered(ask.meter, model, replica.url, input_tokens, output_tokens) as wire:
-            reply = await _timely(ask, send(replica.url))
+        async with _metered(ask.meter, question, replica.url) as wire:
+            reply = await _timely(ask, question.send(replica.url))
             if reply.input_tokens is not None:
                 wire.settle(reply.input_tokens, reply.output_tokens)
         replica.breaker.succeeded()
@@ -180,11 +227,9 @@ async def _try(
 
 
 @asynccontextmanager
-async def _metered(
-    meter: Meter, model: MeteredModel, url: str, input_tokens: int, output_tokens: int
-) -> AsyncIterator[WireCall]:
+async def _metered(meter: Meter, question: _Question, url: str) -> AsyncIterator[WireCall]:
     """A metered call that a fault ends in the way the fault says."""
-    async with meter.call(model, url, input_tokens, output_tokens) as wire:
+    async with meter.call(question.model, url, question.input_tokens, question.output_tokens) as wire:
         try:
             yield wire
         except CallFault as fault:

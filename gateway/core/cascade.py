@@ -41,6 +41,8 @@ class StageFailed(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.label_mass = label_mass
+        self.begun = False
+        """A part of the answer has been heard already."""
 
 
 class Runner(Protocol):

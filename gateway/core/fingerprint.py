@@ -14,7 +14,7 @@ from gateway.core.task import ChainStage, CnnStage, Model, RulesStage, Stage, Ta
 # Part of every fingerprint: raise it when the code itself comes to answer differently for the same configuration.
 ENGINE_VERSION = 1
 
-_PATIENCE = {"timeout_s", "deadline_s", "retries"}
+_PATIENCE = {"timeout_s", "deadline_s", "retries", "hedge_after_s"}
 
 
 def fingerprint(task: Task, folder: Path, prompts: Mapping[str, Prompt], models: Mapping[str, Model]) -> str:
@@ -29,7 +29,7 @@ def fingerprint(task: Task, folder: Path, prompts: Mapping[str, Prompt], models:
         digest.update(f"\n{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}".encode())
     for stage in task.stage:
         if isinstance(stage, ChainStage):
-            digest.update(msgspec.json.encode((prompts[stage.prompt], _identity(models[stage.model]))))
+            digest.update(msgspec.json.encode((prompts[stage.prompt], *(_identity(models[m]) for m in stage.models))))
     return digest.hexdigest()[:16]
 
 
@@ -40,7 +40,7 @@ def model_fingerprint(model: Model) -> str:
 
 def config_hash(task: Task, models: Mapping[str, Model]) -> str:
     """16 hex digits over everything that is declared for the task and the models it uses."""
-    used = {stage.model: models[stage.model] for stage in task.stage if isinstance(stage, ChainStage)}
+    used = {name: models[name] for stage in task.stage if isinstance(stage, ChainStage) for name in stage.models}
     return hashlib.sha256(canonical_json(msgspec.to_builtins((task, used)))).hexdigest()[:16]
 
 
@@ -56,8 +56,12 @@ def files_of(stage: Stage) -> Iterator[tuple[str, str]]:
             yield "file", stage.file
         case CnnStage():
             yield "weights", stage.weights
-        case ChainStage() if stage.calibration is not None:
-            yield "calibration", stage.calibration
+        case ChainStage():
+            if stage.calibration is not None:
+                yield "calibration", stage.calibration
+            for i, other in enumerate(stage.fallback):
+                if other.calibration is not None:
+                    yield f"fallback[{i}].calibration", other.calibration
 
 
 def _identity(model: Model) -> tuple[str | None, ...]:
@@ -65,9 +69,9 @@ def _identity(model: Model) -> tuple[str | None, ...]:
 
 
 def _shape(stage: Stage) -> dict[str, Any]:
-    """A stage's declaration without what decides only how long an answer may take."""
+    """A stage's declaration without what decides only how long an answer may take, and without models it lacks."""
     declared: dict[str, Any] = msgspec.to_builtins(stage)
-    return {key: value for key, value in declared.items() if key not in _PATIENCE}
+    return {key: value for key, value in declared.items() if key not in _PATIENCE and (key, value) != ("fallback", [])}
 
 
 def shaping_files(folder: Path, stage: Stage) -> Iterator[str]:

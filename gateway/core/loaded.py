@@ -22,7 +22,9 @@ class Validator(Protocol):
 
 
 class StageFiles(Struct, frozen=True):
-    """What a stage may look at while it is built. `folder` is the task's own; `output` checks its answers."""
+    """What a stage may look at while it is built. `folder` is the task's own; `output` checks its answers; `fallback`
+    are the models of the stage's own `fallback`, in that order.
+    """
 
     task_name: str
     task: Task
@@ -31,6 +33,7 @@ class StageFiles(Struct, frozen=True):
     model: "LoadedModel | None" = None
     output_schema: Mapping[str, Any] = {}
     output: Validator | None = None
+    fallback: "tuple[LoadedModel, ...]" = ()
 
 
 class Builder(Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gateway.core.cascade import negative_label
 from gateway.core.problems import Problem, did_you_mean
-from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage, Task
+from gateway.core.task import ChainStage, CnnStage, Fallback, RulesStage, Stage, Task
 
 
 def labels_of(task: Task) -> set[str]:
@@ -67,8 +67,20 @@ def _in_chain(task: Task, stage: ChainStage, file: str, place: str) -> Iterator[
         yield Problem(file, f"{place}.policies", f"there is no [policy.{name}]", did_you_mean(name, task.policy))
     if stage.answer == "label" and task.positive is not None and stage.accept_above is None:
         yield Problem(file, f"{place}.accept_above", "this key is missing: the score would decide nothing")
+    for j, other in enumerate(stage.fallback):
+        yield from _in_fallback(stage, other, file, f"{place}.fallback[{j}]")
     if stage.deadline_s < stage.timeout_s:
         yield Problem(file, f"{place}.deadline_s", "is shorter than timeout_s: not even one try would fit")
+
+
+def _in_fallback(stage: ChainStage, other: Fallback, file: str, place: str) -> Iterator[Problem]:
+    if other.model == stage.model and other.adapter == stage.adapter:
+        yield Problem(file, f"{place}.model", "is the stage's own model: where that cannot answer, it cannot either")
+    if stage.calibration is not None and other.calibration is None:
+        hint = "calibrate this model too: thresholds are probabilities, and its raw scores are none"
+        yield Problem(file, f"{place}.calibration", "this key is missing", hint)
+    if stage.answer != "label" and other.calibration is not None:
+        yield Problem(file, f"{place}.calibration", f'means nothing for answer = "{stage.answer}"', "leave it out")
 
 
 def _without_label(task: Task, stage: ChainStage, file: str, place: str) -> Iterator[Problem]:

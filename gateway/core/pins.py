@@ -1,4 +1,7 @@
-"""Do the model servers serve what models.toml pins? Asked at the start and ever after; an answer stops nothing."""
+"""Do the model servers serve what models.toml pins? Asked at the start and ever after.
+
+A replica that serves something else is taken out; one that does not answer is the breaker's matter.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -48,5 +51,5 @@ class Pins:
 def used_models(registry: Registry) -> list[LoadedModel]:
     """The models that any task's chain names, and those that are asked without one."""
     stages = (step.stage for task in registry.every.values() for step in task.steps)
-    names = {stage.model for stage in stages if isinstance(stage, ChainStage)}
+    names = {name for stage in stages if isinstance(stage, ChainStage) for name in stage.models}
     return [registry.models[name] for name in sorted(names)]

@@ -41,6 +41,14 @@ class CnnStage(Declared, frozen=True, tag_field="kind", tag="cnn"):
     accept_above: Probability | None = None
 
 
+class Fallback(Declared, frozen=True):
+    """Another model that answers where the stage's own cannot. Its scores need a calibration of their own."""
+
+    model: str
+    adapter: str | None = None
+    calibration: str | None = None
+
+
 class ChainStage(Declared, frozen=True, tag_field="kind", tag="chain"):
     """A LangChain chain to a model. `labels` and `policies` map a name to the one token that stands for it."""
 
@@ -61,6 +69,13 @@ class ChainStage(Declared, frozen=True, tag_field="kind", tag="chain"):
     retries: Annotated[int, Meta(ge=0, le=10)] = 2
     max_input_chars: Annotated[int, Meta(gt=0)] = 4000
     max_output_tokens: Annotated[int, Meta(gt=0)] = 256
+    hedge_after_s: Seconds | None = None
+    fallback: tuple[Fallback, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that may be asked, in order."""
+        return (self.model, *(each.model for each in self.fallback))
 
 
 Stage = RulesStage | CnnStage | ChainStage
@@ -184,6 +199,8 @@ class Example(Declared, frozen=True):
 
     Where stages give labels that is the `label`; elsewhere the output is valid under the task's schema, its fields are
     those of `output` as far as they stand there, and its text `holds` and `lacks` fragments, in whatever case.
+    With `canary` every replica of the task's models is asked it, again and again: one that says another label is taken
+    out. So mark what the model is sure of, one for each label.
     """
 
     input: dict[str, object]
@@ -191,3 +208,4 @@ class Example(Declared, frozen=True):
     output: dict[str, object] = {}
     holds: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    canary: bool = False

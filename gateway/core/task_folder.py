@@ -135,18 +135,23 @@ class TaskFolder:
                 self._problems.extend(error.problems)
 
     def _parts(self, given: StageFiles, stage: Stage, place: str, input_schema: Mapping[str, Any]) -> StageFiles:
-        prompt, model = None, None
+        prompt, model, others = None, None, ()
         if isinstance(stage, ChainStage):
-            prompt, model = self._prompts.get(stage.prompt), self._models.get(stage.model)
-            if model is None:
-                near = did_you_mean(stage.model, self._models)
-                self._say(f"{place}.model", f"there is no model `{stage.model}` in models.toml", near)
+            prompt, model = self._prompts.get(stage.prompt), self._model(stage.model, f"{place}.model")
+            named = [self._model(f.model, f"{place}.fallback[{i}].model") for i, f in enumerate(stage.fallback)]
+            others = tuple(each for each in named if each is not None)
             if prompt is None:
                 near = did_you_mean(stage.prompt, self._prompts)
                 self._say(f"{place}.prompt", f"there is no prompt `{stage.prompt}`", near)
             else:
                 self._check_variables(prompt, input_schema.get("properties", {}))
-        return replace(given, prompt=prompt, model=model)
+        return replace(given, prompt=prompt, model=model, fallback=others)
+
+    def _model(self, name: str, path: str) -> LoadedModel | None:
+        if (model := self._models.get(name)) is None:
+            near = did_you_mean(name, self._models)
+            self._say(path, f"there is no model `{name}` in models.toml", near)
+        return model
 
     def _check_variables(self, prompt: Prompt, fields: Mapping[str, Any]) -> None:
         for variable in sorted(prompt.variables - set(fields)):

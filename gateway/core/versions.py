@@ -46,7 +46,7 @@ def describe(task: Task, folder: Path, prompts: Mapping[str, Prompt], models: Ma
     return {
         "declaration": msgspec.to_builtins(task),
         "prompts": {stage.prompt: prompts[stage.prompt]._asdict() for stage in chains},
-        "models": {stage.model: identity(models[stage.model]) for stage in chains},
+        "models": {name: identity(models[name]) for stage in chains for name in stage.models},
         "files": {name: _file(folder / name) for name in sorted(files_that_shape(task, folder))},
     }
 
