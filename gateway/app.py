@@ -83,6 +83,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SHOWN_PROBLEMS = 20
+_MOST_HEAD_BYTES = 65_536
 
 
 class Stages:
@@ -481,6 +482,7 @@ def serve(settings: Settings) -> None:
     """Run the workers until SIGTERM or SIGINT. One that cannot start ends them all."""
     from granian import Granian
     from granian.constants import Interfaces, Loops
+    from granian.http import HTTP1Settings
 
     granian = Granian(
         "gateway.app:create",
@@ -491,6 +493,10 @@ def serve(settings: Settings) -> None:
         loop=Loops.uvloop,
         factory=True,
         websockets=False,
+        # A client has as long for its head as for its body; what does not fit the buffer is refused.
+        http1_settings=HTTP1Settings(
+            header_read_timeout=int(settings.body_timeout_s * 1000), max_buffer_size=_MOST_HEAD_BYTES
+        ),
         log_access=False,
         log_level="warning",  # type: ignore[arg-type]
         # Beyond the permits the answer is 503, which the application gives; so more than the permits must get in.

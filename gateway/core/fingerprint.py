@@ -71,7 +71,7 @@ def _identity(model: Model) -> tuple[str | None, ...]:
 def _shape(stage: Stage) -> dict[str, Any]:
     """A stage's declaration without what decides only how long an answer may take, and without models it lacks."""
     declared: dict[str, Any] = msgspec.to_builtins(stage)
-    return {key: value for key, value in declared.items() if key not in _PATIENCE and (key, value) != ("fallback", [])}
+    return {key: value for key, value in declared.items() if key not in _PATIENCE and (value or key != "fallback")}
 
 
 def shaping_files(folder: Path, stage: Stage) -> Iterator[str]:
