@@ -1,0 +1,94 @@
+"""A gateway as it ships, in a world that chaos bends: a clock that jumps, a disk that is full, or a seeded defect."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar
+from msgspec.structs import replace
+
+
+def _deliver_what_failed() -> None:
+    """What nobody could decide is delivered."""
+    from gateway.core import cascade
+
+    undecided = cascade._undecided
+
+    def broken(task: Any, attempts: Any) -> Any:
+        return replace(undecided(task, attempts), action="deliver")
+
+    cascade._undecided = broken
+
+
+def _wait_for_ever() -> None:
+    """No try of a model call ends by itself."""
+    from gateway.adapters import replicas
+
+    async def broken(ask: Any, reply: Any) -> Any:
+        return await reply
+
+    replicas._timely = broken
+
+
+def _forget_rows() -> None:
+    """Answers are given and never recorded."""
+    from gateway.adapters.sql.ledger import SqlLedger
+
+    async def broken(self: SqlLedger, inference: Any) -> None:
+        return
+
+    SqlLedger.record = broken  # type: ignore[method-assign]
+
+
+DEFECTS: dict[str, Callable[[], None]] = {
+    "what failed is delivered": _deliver_what_failed,
+    "no model call times out": _wait_for_ever,
+    "answers without a row": _forget_rows,
+}
+
+
+def _bend_clock(file: Path) -> None:
+    """Wall time is off by the seconds that the file says, at every reading."""
+    from gateway import app
+
+    def now() -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=float(file.read_text("utf-8") or 0))
+
+    clock = app.Clock
+    app.Clock = lambda **given: clock(now=now, **given)  # type: ignore[assignment, misc]
+
+
+def create() -> Litestar:
+    """The application, bent as the environment says."""
+    from gateway.app import create as whole
+
+    if size := os.environ.get("CHAOS_FILE_BYTES"):
+        # The kernel's answer to a file that would grow further is then an error and no signal: a full disk.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+    if clock := os.environ.get("CHAOS_CLOCK"):
+        _bend_clock(Path(clock))
+    if defect := os.environ.get("CHAOS_DEFECT"):
+        DEFECTS[defect]()
+    return whole()
+
+
+def main() -> None:
+    """Serve it with the server's own settings."""
+    from granian import Granian
+    from granian.constants import Interfaces, Loops
+    from granian.http import HTTP1Settings
+
+    Granian(
+        "chaos.serve:create", address="127.0.0.1", port=int(os.environ["GATEWAY_PORT"]), interface=Interfaces.ASGI,
+        loop=Loops.uvloop, factory=True, websockets=False, log_access=False, backpressure=4096,
+        http1_settings=HTTP1Settings(header_read_timeout=10_000, max_buffer_size=65_536),
+    ).serve()  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
