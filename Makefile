@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth focus-validate lint clean prerequisites
+.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth chaos chaos-teeth audit focus-validate lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -40,6 +40,17 @@ focus-validate:  ## Run the FinOps Foundation's validator on an export: make foc
 	# It finds its list of currencies only from the folder that it is installed in.
 	cd .venv-focus/lib/python3*/site-packages && $(CURDIR)/.venv-focus/bin/focus-validator \
 		--data-file $(abspath $(FILE)) --column-namespace x_ --validate-version 1.0
+
+chaos: $(BIN)/.test ## Break everything under load, on real processes (Linux, up to 10 minutes)
+	PYTHONPATH=tests $(BIN)/python -m chaos
+
+chaos-teeth: $(BIN)/.test ## Prove that chaos can turn red: every seeded defect must be caught
+	PYTHONPATH=tests $(BIN)/python -m chaos teeth
+
+audit: $(BIN)/.venv ## Ask PyPI's advisories about every pinned version (in an environment of its own)
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --no-input -q pip-audit
+	$(VENV)/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

@@ -135,7 +135,7 @@ class TaskFolder:
                 self._problems.extend(error.problems)
 
     def _parts(self, given: StageFiles, stage: Stage, place: str, input_schema: Mapping[str, Any]) -> StageFiles:
-        prompt, model, others = None, None, ()
+        prompt, model, others = None, None, tuple[LoadedModel, ...]()
         if isinstance(stage, ChainStage):
             prompt, model = self._prompts.get(stage.prompt), self._model(stage.model, f"{place}.model")
             named = [self._model(f.model, f"{place}.fallback[{i}].model") for i, f in enumerate(stage.fallback)]

@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
@@ -157,7 +158,9 @@ async def teeth(on: Ground, seconds: float) -> dict[str, list[Result]]:
 
 
 def _shown(result: Result) -> Result:
-    print(f"{result.event}: {'BAD' if result.bad else 'ok'} {result.tally.total}", flush=True)
+    told = result.tally
+    why = f"{dict(Counter(told.lost))} {dict(Counter(told.wrong))} {result.unrecorded} {told.worst_s:.1f} s"
+    print(f"{result.event}: {f'BAD {why}' if result.bad else 'ok'}, {told.total} requests", flush=True)
     return result
 
 
@@ -195,7 +198,7 @@ def main() -> None:
             console.print(f"not caught: {missed}" if missed else "every defect was caught")
             sys.exit(bool(missed))
         results = asyncio.run(everything(on, asked.seconds, asked.soak, asked.soak_seconds))
-    console.print(_table(results, "make chaos"), f"{time.monotonic() - started:.0f} s")
+        console.print(_table(results, "make chaos"), f"{time.monotonic() - started:.0f} s")
     sys.exit(any(each.bad for each in results))
 
 
