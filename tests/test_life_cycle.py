@@ -180,7 +180,7 @@ async def test_a_rolling_restart_under_load_loses_no_request(
         with ExitStack() as stack:
 
             def start() -> Gateway:
-                return stack.enter_context(gateway(home, database, valkey, llm, leave_s="1"))
+                return stack.enter_context(gateway(home, database, valkey, llm, leave_s="3"))
 
             up = [await asyncio.to_thread(start), await asyncio.to_thread(start)]
             balancer.urls = [each.url for each in up]

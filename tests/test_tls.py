@@ -35,7 +35,7 @@ async def postgres_tls(postgres_url: str, authority: Authority) -> AsyncIterator
     """URL of the database behind TLS, without the authority."""
     parts = urlsplit(postgres_url)
     socket = f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.5432"
-    async with before(socket, authority, postgres=True) as port:
+    with before(socket, authority, postgres=True) as port:
         yield f"postgresql://postgres@127.0.0.1:{port}{parts.path}?sslmode=verify-full"
 
 
@@ -47,12 +47,12 @@ async def test_a_gateway_speaks_tls_to_all_three(
     key = await new_key(postgres_url, "shop", frozenset({"invoke"}))
     model = FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
     home = make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
-    async with (
-        serving(model) as llm,
-        before(("127.0.0.1", int(llm.rsplit(":", 1)[1])), authority) as llm_port,
-        before(valkey.removeprefix("unix://"), authority) as redis_port,
-    ):
-        with pytest.MonkeyPatch.context() as patch:
+    async with serving(model) as llm:
+        with (
+            before(("127.0.0.1", int(llm.rsplit(":", 1)[1])), authority) as llm_port,
+            before(valkey.removeprefix("unix://"), authority) as redis_port,
+            pytest.MonkeyPatch.context() as patch,
+        ):
             patch.setenv("SSL_CERT_FILE", str(authority.ca))
             running = gateway(
                 home,
@@ -72,7 +72,7 @@ async def test_a_store_with_a_strange_certificate_is_not_spoken_to(
     valkey: str, authority: Authority, stranger: Authority
 ) -> None:
     """Another authority's certificate counts as a store that is away."""
-    async with before(valkey.removeprefix("unix://"), authority) as port:
+    with before(valkey.removeprefix("unix://"), authority) as port:
         store = RedisStore(RedisSettings(url=f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={stranger.ca}"))
         with pytest.raises(Unavailable):
             await store.ping()

@@ -1,10 +1,12 @@
 """A certificate authority made on the spot, and a proxy that puts TLS before a server that has none."""
 
-import asyncio
+import select
+import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -40,39 +42,46 @@ def _openssl(*arguments: str | Path) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
-@asynccontextmanager
-async def before(server: str | tuple[str, int], authority: Authority, *, postgres: bool = False) -> AsyncIterator[int]:
-    """A TLS port on loopback before a Unix socket's path or a (host, port)."""
+@contextmanager
+def before(server: str | tuple[str, int], authority: Authority, *, postgres: bool = False) -> Iterator[int]:
+    """A TLS port on loopback before a Unix socket's path or a (host, port). In threads: tests block their loop."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(authority.certificate, authority.key)
+    listener = socket.create_server(("127.0.0.1", 0))
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
+    def serve(plain: socket.socket) -> None:
+        with suppress(OSError), plain:
             if postgres:
-                if await reader.readexactly(8) != _PG_ASKS:
+                if plain.recv(8, socket.MSG_WAITALL) != _PG_ASKS:
                     return
-                writer.write(b"S")
-                await writer.start_tls(context)
-            opened = (
-                asyncio.open_unix_connection(server) if isinstance(server, str) else asyncio.open_connection(*server)
-            )
-            behind, ahead = await opened
-            await asyncio.wait(
-                [asyncio.create_task(_copy(reader, ahead)), asyncio.create_task(_copy(behind, writer))],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            ahead.close()
-        writer.close()
+                plain.sendall(b"S")
+            with context.wrap_socket(plain, server_side=True) as client, _connected(server) as behind:
+                _carry(client, behind)
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=None if postgres else context)
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
     try:
-        yield listener.sockets[0].getsockname()[1]
+        yield listener.getsockname()[1]
     finally:
         listener.close()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
+def _connected(server: str | tuple[str, int]) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX if isinstance(server, str) else socket.AF_INET)
+    made.connect(server)
+    return made
+
+
+def _carry(client: ssl.SSLSocket, behind: socket.socket) -> None:
+    """Both ways, until either end closes."""
+    while True:
+        ready = [client] if client.pending() else select.select([client, behind], [], [])[0]
+        for source, sink in ((client, behind), (behind, client)):
+            if source in ready:
+                if not (data := source.recv(65_536)):
+                    return
+                sink.sendall(data)

@@ -141,7 +141,7 @@ class Replicas:
         try:
             await asyncio.wait(asked, timeout=ask.hedge_after_s)
             other = self._pick(ask, {*tried, replica})
-            if asked[0].done() or other in (None, replica, *tried) or self._permits.locked():
+            if asked[0].done() or other is None or other in (replica, *tried) or self._permits.locked():
                 return await asked[0]
             async with self._permit(ask):
                 asked.append(asyncio.create_task(_try(ask, question, other)))
