@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -84,6 +85,7 @@ log = structlog.get_logger()
 
 _SHOWN_PROBLEMS = 20
 _MOST_HEAD_BYTES = 65_536
+_OTHER_FILES = 200
 
 
 class Stages:
@@ -478,14 +480,14 @@ class Process:
         }
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, target: str = "gateway.app:create") -> None:
     """Run the workers until SIGTERM or SIGINT. One that cannot start ends them all."""
     from granian import Granian
     from granian.constants import Interfaces, Loops
     from granian.http import HTTP1Settings
 
     granian = Granian(
-        "gateway.app:create",
+        target,
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,
@@ -499,14 +501,22 @@ def serve(settings: Settings) -> None:
         ),
         log_access=False,
         log_level="warning",  # type: ignore[arg-type]
-        # Beyond the permits the answer is 503, which the application gives; so more than the permits must get in.
-        backpressure=2 * settings.permits,
+        # Of connections, and not of requests: beyond the permits the application itself answers 503.
+        backpressure=_connections(settings.connections),
         workers_kill_timeout=int(settings.leave_s + settings.drain_s) + 5,
     )
     with TemporaryDirectory(prefix="taskgate-metrics-") as folder:
         # The workers write what they measure to files in here, so that whichever is asked can show the sums.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         granian.serve()
+
+
+def _connections(wanted: int) -> int:
+    """As many as wanted, or as the system's limit of open files allows; the soft one is raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(wanted + _OTHER_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    return max(1, min(wanted, max(soft, allowed) - _OTHER_FILES))
 
 
 def _new_id() -> str:

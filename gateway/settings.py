@@ -42,6 +42,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workers: Positive = 1
     permits: Positive = 1024
     """Requests under way at once, per process; more are answered 503."""
+    connections: Positive = 16_384
+    """Connections of clients at once, per process. Idle ones cost little; further ones wait."""
     billing_timezone: str = "UTC"
     """IANA name. Calendar quotas and monthly reports follow it."""
     currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] = "USD"

@@ -31,8 +31,10 @@ from gateway.adapters.sql.migrate import upgrade
 from gateway.local.child import Child, free_port
 
 TIMEOUT_S, DEADLINE_S = 1.0, 2.0
-WORST_S = DEADLINE_S + 8.0
-"""The model's deadline, the ledger's patience for a database that is away, and what a busy machine adds."""
+PATIENCE_S = 5.0
+WORST_S = DEADLINE_S + 2 * PATIENCE_S + 3.0
+"""The model's deadline, the ledger's patience for a database that is away (once for the intent, once for the row), and
+what a busy machine adds."""
 FULL_DISK_BYTES = 1_500_000
 SOAK_SLOPE_MB = 20.0
 """Memory that a worker may gain over 100,000 requests."""

@@ -78,16 +78,11 @@ def create() -> Litestar:
 
 
 def main() -> None:
-    """Serve it with the server's own settings."""
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
-    from granian.http import HTTP1Settings
+    """Serve it as `gateway serve` does."""
+    from gateway import settings
+    from gateway.app import serve
 
-    Granian(
-        "chaos.serve:create", address="127.0.0.1", port=int(os.environ["GATEWAY_PORT"]), interface=Interfaces.ASGI,
-        loop=Loops.uvloop, factory=True, websockets=False, log_access=False, backpressure=4096,
-        http1_settings=HTTP1Settings(header_read_timeout=10_000, max_buffer_size=65_536),
-    ).serve()  # fmt: skip
+    serve(settings.read(os.environ), "chaos.serve:create")
 
 
 if __name__ == "__main__":
