@@ -71,8 +71,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, merge: bool = False) -> t
 def add_lora(model: PreTrainedModel, rank: int, alpha: int, from_layer: int) -> PeftModel:
     """`model` with a fresh trainable LoRA on every linear layer from block `from_layer` up; everything else frozen.
 
-    The blocks below need no gradients, so autograd keeps nothing of them: half of a backward pass is saved. Attention is
-    spelled out in matrix products: on a CPU the fused kernel's backward pass takes a quarter of a whole step.
+    The blocks below need no gradients, so autograd keeps nothing of them: half of a backward pass is saved. Attention
+    is spelled out in matrix products: on a CPU the fused kernel's backward pass takes a quarter of a whole step.
     """
     if not torch.cuda.is_available():
         model.set_attn_implementation("eager")

@@ -1,4 +1,4 @@
-"""The frozen test sets: eval-1000 and eval-10k (a tenth violations), the stream (1.5 %), and a writer's unseen messages.
+"""The frozen test sets: eval-1000 and eval-10k (a tenth violations), the stream (1.5 %), a writer's unseen messages.
 
 Rows come from test splits, from the corpus's held-out hand, and, where a source's own test split is too small, from its
 reserve. More than half of the clean rows come from the violations' own sources or are hard negatives. Each pool has one

@@ -1,4 +1,4 @@
-"""What reviewers see of an item. Of what kind it is, and what others said of it, only leads see: the rest judge blind."""
+"""What reviewers see of an item. Its kind, and what others said of it, only leads see: the rest judge blind."""
 
 from collections.abc import Mapping
 from datetime import datetime
