@@ -153,10 +153,8 @@ async def test_odd_text_is_judged_or_held_but_never_lost(under: Under, name: str
     assert (await under.recorded(metadata["run_id"]))["status"] == metadata["status"]
     for seen in under.model.asked[asked:]:
         prompt = seen.body["inputs"]
-        # A message of nothing has no turn of its own.
-        turns = 2 if ODD[name].strip() else 1
         counts = [prompt.count(token) for token in ("<|im_end|>", "<|im_start|>", "[INST]")]
-        assert counts == [turns, turns + 1, 0]
+        assert counts == [2, 3, 0]
 
 
 KEYS = {
