@@ -25,7 +25,7 @@ def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with its tokeniser; `adapter/` inside it is a random LoRA adapter."""
     from tiny_llm import tiny_adapter, tiny_model
 
-    folder = tiny_model(tmp_path_factory.mktemp("tiny-llm") / "tiny-llama")
+    folder = tiny_model(tmp_path_factory.mktemp("tiny-llm") / "tiny")
     tiny_adapter(folder, folder / "adapter")
     return folder
 

@@ -99,12 +99,13 @@ async def traffic(up: Gateway, key: str, llm: FaultServer) -> None:
 async def scraped(up: Gateway, key: str) -> dict[str, Any]:
     """What a Prometheus with that key sees, once the workers' first look at themselves is in it."""
     async with up.client(key) as client:
-        for _ in range(200):
+        for _ in range(600):
             response = await client.get("/metrics")
             assert response.status_code == 200, response.text
             families = {family.name: family for family in text_string_to_metric_families(response.text)}
             if {"taskgate_breaker_state", "taskgate_spans"} <= families.keys() and families["taskgate_spans"].samples:
                 return families
+            await asyncio.sleep(0.05)
     raise AssertionError(f"never seen whole: {sorted(families)}")
 
 

@@ -76,7 +76,7 @@ async def test_tokenize(http: httpx.AsyncClient) -> None:
 async def test_info(http: httpx.AsyncClient) -> None:
     """`/info` pins the model by name and sha256, and names the adapters."""
     info = (await http.get("/info")).json()
-    assert info["model_id"] == "tiny-llama"
+    assert info["model_id"] == "tiny"
     assert len(info["model_sha"]) == 64
     assert info["model_dtype"] == "torch.float32"
     assert info["max_input_tokens"] < info["max_total_tokens"] == 2048
