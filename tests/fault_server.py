@@ -31,7 +31,7 @@ class FaultServer:
 
     def __init__(self, tokenizer: Tokenizer, model_id: str = "tiny") -> None:
         self.tokenizer = tokenizer
-        self.model_id = model_id
+        self.model_id, self.revision = model_id, "r1"
         self.says: list[dict[str, float]] = [{"B": -0.1, "A": -2.5, "C": -6.0}]
         self.script: deque[Behaviour] = deque()
         self.usual: Behaviour = good
@@ -62,7 +62,7 @@ class FaultServer:
             ids = self.tokenizer.encode(seen.body["inputs"]).ids
             _write(writer, 200, [{"id": id_, "text": "", "start": 0, "stop": 0} for id_ in ids])
         elif seen.path == "/info":
-            _write(writer, 200, {"model_id": self.model_id, "model_sha": "r1", "version": "3.3.7"})
+            _write(writer, 200, {"model_id": self.model_id, "model_sha": self.revision, "version": "3.3.7"})
         elif seen.path == "/v1/models":
             _write(writer, 200, {"object": "list", "data": [{"id": self.model_id, "object": "model"}]})
         else:

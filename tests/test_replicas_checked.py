@@ -102,9 +102,13 @@ async def test_a_replica_that_serves_the_base_model_is_taken_out_until_it_is_rig
 async def test_a_replica_with_another_model_than_pinned_gets_no_request(
     home: Path, database: str, valkey: str, models: tuple[list[Knowing], list[str]]
 ) -> None:
-    """/info names another model: degraded, and only the other replica is asked."""
+    """/info names another revision than is pinned: degraded, and only the other replica is asked."""
     servers, _ = models
-    servers[0].model_id = "someone-elses"
+    servers[0].revision = "someone-elses"
+    pinned = home / "models.toml"
+    pinned.write_text(
+        pinned.read_text("utf-8").replace('model_id = "tiny"', 'model_id = "tiny"\nrevision = "r1"'), "utf-8"
+    )
     (home / "tasks/manners/examples.jsonl").unlink()
     key = await new_key(database, "shop", frozenset({"invoke"}))
     with gateway(home, database, valkey, "unused") as up:

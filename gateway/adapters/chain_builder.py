@@ -128,7 +128,11 @@ class ChainBuilder:
         return self._token_files[state]
 
     async def _verify(self, model: Model, url: str, access: Access) -> str:
-        """In words, what is wrong. A replica that serves something else is taken out; one that is away is not."""
+        """In words, what is wrong. A replica that serves something else is taken out; one that is away is not.
+
+        TGI names a model as it was started, maybe by a path: another name is told, and only a revision takes it out.
+        """
+        other = True
         try:
             async with asyncio.timeout(_VERIFY_TIMEOUT_S):
                 if model.kind == "openai":
@@ -136,10 +140,12 @@ class ChainBuilder:
                     served = await served_models(self.wire, url, access.headers)
                     said = "" if wanted in served else f"does not serve {wanted}"
                 else:
-                    said = _other_than(model, *await served_model(self.wire, url, access.headers))
+                    name, revision = await served_model(self.wire, url, access.headers)
+                    said = _other_than(model, name, revision)
+                    other = model.revision not in (None, revision)
         except (CallFault, TimeoutError) as error:
             return f"{url} does not say what it serves: {error}"
-        access.replicas.bar(url, said, "its own name")
+        access.replicas.bar(url, said if other else "", "its own name")
         return f"{url} {said}" if said else ""
 
 

@@ -93,8 +93,6 @@ def test_a_torn_reading_is_read_again_and_gives_the_same_files(world: World, run
     again, before = (read_predictions(f / "predictions.jsonl") for f in (tmp_path / "again", run))
     assert [p.id for p in again] == [p.id for p in before]
     assert [p.llm_margin for p in again] == pytest.approx([p.llm_margin for p in before], abs=0.05)
-    # Other tests may have read more into the world's folder: what counts is that no line stays torn.
-    assert all(msgspec.json.decode(line) for path in copied.iterdir() for line in path.read_bytes().splitlines())
 
 
 @pytest.fixture(scope="module")
