@@ -2,11 +2,15 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.local.child import free_port
 from gateway.local.valkey import start_valkey
+
+if TYPE_CHECKING:
+    from fault_server import FaultServer
 
 pytest_plugins = ["model_doors"]
 
@@ -28,6 +32,33 @@ def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_model(tmp_path_factory.mktemp("tiny-llm") / "tiny")
     tiny_adapter(folder, folder / "adapter")
     return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
+    """A GATEWAY_HOME with the task `manners` and the tiny model."""
+    from stack import make_home
+
+    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> str:
+    """URL of a fresh SQLite database with the whole schema."""
+    from gateway.adapters.sql.migrate import upgrade
+
+    url = f"sqlite:///{tmp_path / 'gateway.db'}"
+    await upgrade(url, MIGRATIONS)
+    return url
+
+
+@pytest.fixture
+def model(tiny_llm_folder: Path) -> "FaultServer":
+    """A model server that misbehaves on demand; `serving` puts it on a port."""
+    from fault_server import FaultServer
+    from tokenizers import Tokenizer
+
+    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 from budgets import SLACK_NANO, ask, counting_model, ledger_state, limit_team, message, mortal_valkey
-from stack import gateway, make_home
+from stack import gateway
 
 from gateway.adapters.sql.access import new_key
 from gateway.app import Process
 from gateway.core.prices import from_nano, to_nano
 from gateway.core.problems import InvalidConfig
 from gateway.settings import Settings
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
-    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
 
 
 async def test_a_budget_set_while_gateways_run_survives_a_store_that_lost_everything(

@@ -10,10 +10,9 @@ import openai
 import pytest
 from budgets import counting_model
 from fault_server import status
-from stack import MIGRATIONS, MODELS, Gateway, gateway, make_home, recorded
+from stack import MODELS, Gateway, gateway, make_home, recorded
 
 from gateway.adapters.sql.access import new_key
-from gateway.adapters.sql.migrate import upgrade
 
 TALK: Any = [
     {"role": "developer", "content": "Be short."},
@@ -30,13 +29,6 @@ LIMIT = {"resource": "cost", "limit": "0.000000100", "per": "day"}
 def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
     hidden = HIDDEN.replace("hiddenizer", "tokenizer")
     return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json", {"models.toml": FOR_SHOP + hidden})
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    await upgrade(url, MIGRATIONS)
-    return url
 
 
 @pytest.fixture

@@ -3,19 +3,13 @@
 import asyncio
 from pathlib import Path
 
-import pytest
 from budgets import ask, counting_model, ledger_state, message, mortal_valkey
 from fault_server import FaultServer, Seen, held_until, status
-from stack import gateway, make_home
+from stack import gateway
 
 from gateway.adapters.sql.access import new_key
 
 KEY = {"idempotency-key": "order-1"}
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
-    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
 
 
 async def test_a_key_is_answered_once_over_processes_and_restarts(

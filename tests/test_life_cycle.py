@@ -10,34 +10,15 @@ import httpx
 import pytest
 from fault_server import FaultServer, hang, held_until, serving
 from sqlalchemy import func, select
-from stack import MANNERS, MIGRATIONS, Gateway, gateway, make_home
-from tokenizers import Tokenizer
+from stack import MANNERS, Gateway, gateway
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.migrate import upgrade
 from gateway.adapters.sql.tables import inference, intent
 
 INVOKE = "/tasks/manners/invoke"
 LOOK_S = 0.1
 """How often the balancer asks who is ready."""
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
-    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
-
-
-@pytest.fixture
-def model(tiny_llm_folder: Path) -> FaultServer:
-    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    await upgrade(url, MIGRATIONS)
-    return url
 
 
 async def ask(client: httpx.AsyncClient, message: str) -> httpx.Response:

@@ -18,11 +18,6 @@ INVOKE = "/tasks/manners/invoke"
 
 
 @pytest.fixture
-def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
-    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
-
-
-@pytest.fixture
 def store() -> Iterator[str]:
     """A Valkey of the test's own: what one test asked is in no other's cache."""
     with start_valkey() as url:

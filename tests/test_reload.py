@@ -8,34 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from fault_server import FaultServer, held_until, serving
-from stack import MIGRATIONS, Gateway, gateway, make_home
-from tokenizers import Tokenizer
+from stack import Gateway, gateway
 
 from gateway.adapters.sql.access import new_key
-from gateway.adapters.sql.migrate import upgrade
 
 INVOKE = "/tasks/manners/invoke"
 SOON_S = 2.0
 """The time in which every process follows an edit, as documented."""
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
-    return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
-
-
-@pytest.fixture
-def model(tiny_llm_folder: Path) -> FaultServer:
-    return FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    await upgrade(url, MIGRATIONS)
-    return url
 
 
 @contextmanager

@@ -10,12 +10,11 @@ import httpx
 import pytest
 from fault_server import FaultServer, serving
 from sqlalchemy import select
-from stack import MANNERS, MIGRATIONS, MODELS, gateway, make_home
+from stack import MANNERS, MODELS, gateway, make_home
 from tokenizers import Tokenizer
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.database import Database
-from gateway.adapters.sql.migrate import upgrade
 from gateway.adapters.sql.tables import inference
 
 TASK = MANNERS.replace("accept_above = 0.0", "accept_above = 0.5\naccept_below = 0.5")
@@ -51,13 +50,6 @@ def home(tmp_path: Path, tiny_llm_folder: Path, models: tuple[list[Knowing], lis
         "models.toml": MODELS.replace('["env:LLM_URL"]', json.dumps(models[1])),
     }
     return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json", files)
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    await upgrade(url, MIGRATIONS)
-    return url
 
 
 async def becomes(client: httpx.AsyncClient, part: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import httpx
 import pytest
 from budgets import ask, counting_model, message
 from fault_server import hang, held_until
-from stack import MIGRATIONS, WORDS, gateway, make_home
+from stack import WORDS, gateway, make_home
 
 from gateway.adapters.sql.access import new_key
-from gateway.adapters.sql.migrate import upgrade
 from gateway.core.flights import LEASE_S
 
 
@@ -25,13 +24,6 @@ def home(tmp_path: Path) -> Path:
     slow = "min_label_mass = 0.0\ntimeout_s = 60\ndeadline_s = 60"
     task.write_text(task.read_text("utf-8").replace("min_label_mass = 0.0", slow), "utf-8")
     return home
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    await upgrade(url, MIGRATIONS)
-    return url
 
 
 async def test_two_processes_share_one_run(home: Path, database: str, valkey: str) -> None:
