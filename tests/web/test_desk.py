@@ -1,6 +1,8 @@
 """The reviewer's page over HTTP: who gets in, who does not, and what never reaches a browser."""
 
+import hashlib
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,8 +19,11 @@ from served import Served, serving
 from gateway.core.reviews import Item
 from gateway.web.auth import Doorkeeper, Keyring
 from gateway.web.doors import WebSettings
+from gateway.web.pages.html import ASSETS
 from gateway.web.pages.wiring import create_pages
 
+# What htmx publishes for a `script` element of its version 2.0.3 (`integrity`).
+HTMX = "0895/pl2MU10Hqc6jd4RvrthNlDiE9U1tWmX7WRESftEDRosgxNsQG/Ze9YMRzHq"
 SCRIPT = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 TEXT = {"message": "Shall I pay you in cash?", "sender_role": "customer"}
 
@@ -277,3 +282,8 @@ async def test_how_reviewers_agree_is_for_leads(desk: Served) -> None:
         async with browser(desk, desk.memory.key("trust", scope)) as visitor:
             answer = await visitor.client.get("/desk/agreement")
             assert (answer.status_code, ">ann<" in answer.text) == (status, status == 200)
+
+
+def test_the_script_is_the_one_that_htmx_publishes() -> None:
+    """Whoever packed the file, its bytes are those of the release: the hash is that of htmx's own installation page."""
+    assert b64encode(hashlib.sha384(ASSETS["htmx.js"].body).digest()).decode() == HTMX

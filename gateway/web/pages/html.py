@@ -40,11 +40,11 @@ def _asset(package: str, path: str, media_type: bytes) -> Asset:
     return Asset(body, media_type, hashlib.sha256(body).hexdigest()[:12])
 
 
-# htmx itself is the file that django-htmx ships (0BSD); nothing of Django runs.
+# htmx itself (0BSD) is a file of a package that has nothing else in it.
 ASSETS: Mapping[str, Asset] = {
     "desk.css": _asset("gateway.web.pages", "static/desk.css", b"text/css; charset=utf-8"),
     "desk.js": _asset("gateway.web.pages", "static/desk.js", b"text/javascript; charset=utf-8"),
-    "htmx.js": _asset("django_htmx", "static/django_htmx/htmx-2.min.js", b"text/javascript; charset=utf-8"),
+    "htmx.js": _asset("js_lib_htmx", "static/htmx/htmx.min.js", b"text/javascript; charset=utf-8"),
 }
 
 _TEMPLATES = Environment(
