@@ -227,5 +227,4 @@ async def books(url: str) -> Books:
 
 
 async def _pairs(connection: AsyncConnection, query: Select[Any]) -> dict[str, Any]:
-    rows = (await connection.execute(query)).tuples()
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: row[1] for row in await connection.execute(query)}
