@@ -117,8 +117,9 @@ async def test_a_price_is_corrected_once(file: Path, tmp_path: Path) -> None:
 
 
 async def test_hours_of_gpus_are_shared_out_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those that nobody used; a second run writes nothing; a month cannot be closed without its hours."""
-    first = datetime.now(UTC).date() - timedelta(days=1)
+    """Also those that nobody used; a second run writes nothing; a month cannot be closed without its hours; a bill that
+    was wrong is corrected by the difference."""
+    first = datetime.now(UTC).date() - timedelta(days=2)
     price = f'from = {first}\nper_gpu_hour = "2.50"\ntokens_per_gpu_hour = 1000000\n'
     (tmp_path / "models.toml").write_text(
         f'[m]\nkind = "tgi"\nurls = ["http://127.0.0.1:1"]\nmodel_id = "m"\n[[m.price]]\n{price}', "utf-8"
@@ -133,6 +134,14 @@ async def test_hours_of_gpus_are_shared_out_once(file: Path, tmp_path: Path, mon
     too_early = await gateway("usage", "close", "--month", f"{first:%Y-%m}")
     assert too_early.exit_code == 1
     assert "shared out yet" in too_early.output
+    span = ("--from", str(first), "--to", str(first + timedelta(days=1)), "--reason", "the invoice")
+    adjust = ("ledger", "adjust", "--model", "m", *span, "--per-hour", "2.60")
+    assert "1 adjustment(s) to write" in (await gateway(*adjust)).output
+    written = (await gateway(*adjust, "--write")).output
+    assert "2.400000000" in written, written
+    assert "0 adjustment(s) written" in (await gateway(*adjust, "--write")).output
+    assert (await gateway("ledger", "verify")).exit_code == 0
+    assert (await gateway(*adjust, "--per-million-input", "1")).exit_code == 2
 
 
 async def test_savings_stand_beside_what_was_spent(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import Struct
@@ -16,8 +16,9 @@ from rich.table import Table
 
 from gateway import settings as process_settings
 from gateway.cli.database import with_database
-from gateway.core.corrections import Adjustment, Correction
+from gateway.core.corrections import Adjustment, Correction, HourCorrection
 from gateway.core.prices import from_nano
+from gateway.core.registry import load_tariffs
 from gateway.core.reports import CHARGES, UsageDay, total
 
 if TYPE_CHECKING:
@@ -87,41 +88,51 @@ def verify(model_metrics: tuple[str, ...], since_input: int, since_output: int) 
 @click.option("--model", required=True, help="The model's name in models.toml.")
 @click.option("--from", "start", type=_DAY, required=True, help="First day, in the billing timezone.")
 @click.option("--to", "end", type=_DAY, required=True, help="The day after the last.")
-@click.option("--per-million-input", required=True, metavar="AMOUNT", help='What should have held, such as "0.05".')
-@click.option("--per-million-output", required=True, metavar="AMOUNT", help="The same for output.")
+@click.option("--per-million-input", metavar="AMOUNT", help='What should have held, such as "0.05".')
+@click.option("--per-million-output", metavar="AMOUNT", help="The same for output.")
+@click.option("--per-hour", metavar="AMOUNT", help="Instead: what an hour of all its GPUs should have cost.")
 @click.option("--reason", required=True, help="For the books; it is kept with every row.")
 @click.option("--write", is_flag=True, help="Write the adjustments. Without it they are only shown.")
 def adjust(
     model: str,
     start: datetime,
     end: datetime,
-    per_million_input: str,
-    per_million_output: str,
+    per_million_input: str | None,
+    per_million_output: str | None,
+    per_hour: str | None,
     reason: str,
     write: bool,
 ) -> None:
     """Correct the price of days that are over: the difference is charged today, and nothing written is changed."""
     settings = process_settings.read(os.environ)
-    correction = Correction(
-        model=model,
-        start=start.date(),
-        end=end.date(),
-        input_per_million=per_million_input,
-        output_per_million=per_million_output,
-        reason=reason,
-    )
+    about = {"model": model, "start": start.date(), "end": end.date(), "reason": reason}
+    correction = _correction(about, per_million_input, per_million_output, per_hour)
+    tariffs = load_tariffs(settings.home_path) if per_hour is not None else {}
 
     async def run(database: "Database") -> Sequence[Adjustment]:
         from gateway.adapters.sql.books import SqlBooks
+        from gateway.adapters.sql.gpu_hours import SqlGpuHours
 
         corrections, now = _sql_corrections(database, settings), datetime.now(UTC)
         await SqlBooks(database, settings.zone).close_days(now)
+        # An hour that is shared out later would come at the old price, and uncorrected.
+        await SqlGpuHours(database, settings.zone).allocate(tariffs, now)
         return await (corrections.write(correction, now) if write else corrections.find(correction, now))
 
     adjustments = with_database(settings, run)
     Console().print(_adjustments_table(adjustments, f"{model}, {settings.currency}"))
     done = "written" if write else "to write; nothing is written yet: --write"
     click.echo(f"{len(adjustments)} adjustment(s) {done}")
+
+
+def _correction(
+    about: dict[str, Any], per_input: str | None, per_output: str | None, per_hour: str | None
+) -> Correction | HourCorrection:
+    if per_hour is not None and per_input is None and per_output is None:
+        return HourCorrection(**about, per_hour=per_hour)
+    if per_hour is None and per_input is not None and per_output is not None:
+        return Correction(**about, input_per_million=per_input, output_per_million=per_output)
+    raise click.UsageError("Give --per-million-input and --per-million-output, or --per-hour.")
 
 
 def _sql_corrections(database: "Database", settings: process_settings.Settings) -> "SqlCorrections":

@@ -152,9 +152,8 @@ def _focus(row: UsageDay, currency: str, zone: ZoneInfo) -> dict[str, Any]:
 
 def _description(row: UsageDay) -> str:
     what = row.model or "answers without a model"
-    if row.kind == IDLE_GPU_HOURS:
-        return f"{what}, GPU-hours that nobody used"
-    return f"{what}, task {row.task}" if not row.corrects else f"{what}, task {row.task}: price of {row.corrects}"
+    used_by = f"task {row.task}" if row.task else "GPU-hours that nobody used"
+    return f"{what}, {used_by}: price of {row.corrects}" if row.corrects else f"{what}, {used_by}"
 
 
 def _instant(day: date, zone: ZoneInfo) -> str:

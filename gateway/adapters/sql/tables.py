@@ -426,7 +426,8 @@ usage_close = Table(
 )
 
 # Money given back or asked for later: it counts on `day`, and `corrects` is the day it is about. `position` counts the
-# adjustments of one line: of two corrections at once, one is refused. The prices are those that should have held.
+# adjustments of one line: of two corrections at once, one is refused. The prices are those that should have held: per
+# million tokens, or of an hour of the model's GPUs.
 price_adjustment = Table(
     "price_adjustment",
     metadata,
@@ -444,6 +445,7 @@ price_adjustment = Table(
     Column("position", Integer),
     Column("input_per_million_nano", BigInteger),
     Column("output_per_million_nano", BigInteger),
+    Column("per_hour_nano", BigInteger),
     Index(
         "uq_price_adjustment_line",
         *("corrects", "model", "payer_team", "caller_team", "owner_team", "task", "position"),

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from msgspec import structs
 from sqlalchemy import insert
-from stories import inference, intent, invocation
+from stories import inference, intent, invocation, new_id
 
 from gateway.adapters.exports import to_csv
 from gateway.adapters.sql import tables
@@ -20,7 +20,7 @@ from gateway.adapters.sql.ledger import SqlLedger
 from gateway.adapters.sql.spending import SqlSpending
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.usage import SqlUsage
-from gateway.core.corrections import Correction
+from gateway.core.corrections import Correction, HourCorrection
 from gateway.core.errors import Conflict
 from gateway.core.inference import Caller
 from gateway.core.prices import Tariff
@@ -160,3 +160,54 @@ async def test_calls_paid_by_the_hour_have_no_price_to_correct(ledger: SqlLedger
     )  # fmt: skip
     with pytest.raises(Conflict, match="GPU-hour"):
         await SqlCorrections(database, ZONE, str).find(correction, START + timedelta(days=5))
+
+
+async def test_a_later_bill_is_charged_as_the_difference(
+    ledger: SqlLedger, database: Database, hours: SqlGpuHours
+) -> None:
+    """Split as the hours were, idle part included, to the nano-unit; in the open month, once; October stays."""
+    for hour in range(5):
+        await use(ledger, START + timedelta(hours=hour), "acme", 100 + hour)
+        await use(ledger, START + timedelta(hours=hour), "bolt", 233)
+    day, october, november = START.date(), date(2026, 10, 1), datetime(2026, 11, 3, 12, tzinfo=UTC)
+    await hours.allocate(TARIFFS, START + timedelta(days=1))
+    books, corrections = SqlBooks(database, ZONE), SqlCorrections(database, ZONE, new_id)
+    await books.close_days(november)
+    before = await books.days(october, date(2026, 11, 1))
+    # The day in the zone of the books has 19 of the hours from midnight UTC on.
+    invoice = HourCorrection(
+        model="own-llm", start=day, end=day + timedelta(days=1), per_hour="3.100000001", reason="the invoice"
+    )
+    written = await corrections.write(invoice, november)
+    assert sum(each.cost_nano for each in written) == 19 * (3_100_000_001 - BILL)
+    assert {(each.payer_team, each.task) for each in written} == {
+        ("acme", "message-moderation"),
+        ("bolt", "message-moderation"),
+        ("platform", ""),
+    }
+    assert await corrections.write(invoice, november) == []
+    assert await corrections.differing() == []
+    assert await books.days(october, date(2026, 11, 1)) == before
+    charged = await books.days(date(2026, 11, 1), date(2026, 12, 1))
+    assert total(charged)["cost_nano"] == 19 * 100_000_001
+    rows = focus_rows(charged, "EUR", ZONE)
+    assert {(row["ChargeClass"], row["ChargeCategory"]) for row in rows} == {("Correction", "Adjustment")}
+    back = await corrections.write(structs.replace(invoice, per_hour="3.00"), november)
+    assert sum(each.cost_nano for each in back) == -19 * 100_000_001
+
+
+async def test_an_adjustment_of_a_team_without_calls_is_found(
+    ledger: SqlLedger, database: Database, hours: SqlGpuHours
+) -> None:
+    """`gateway ledger verify` asks those too who were never billed on the corrected day."""
+    await use(ledger, START, "acme", 100)
+    await hours.allocate(TARIFFS, START + timedelta(days=1))
+    day, november = START.date(), datetime(2026, 11, 3, 12, tzinfo=UTC)
+    invoice = HourCorrection(model="own-llm", start=day, end=day + timedelta(days=1), per_hour="3.10", reason="r")
+    corrections = SqlCorrections(database, ZONE, new_id)
+    written, *_ = await corrections.write(invoice, november)
+    async with database.begin() as connection:
+        await connection.execute(
+            insert(tables.price_adjustment), structs.asdict(written) | {"id": new_id(), "payer_team": "bolt"}
+        )
+    assert await corrections.differing() == [(day, "own-llm")]
