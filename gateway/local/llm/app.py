@@ -112,7 +112,7 @@ async def chat_completions(request: AnyRequest) -> Response[Any]:
     """A chat completion, whole or streamed."""
     serving, body = _serving(request), await _body(request, ChatBody)
     prompt = chat.render(body.messages, serving.chat_format)
-    parameters = chat.parameters(body, serving.info.model_id)
+    parameters = chat.parameters(body, serving.info)
     ticket = await _admit(request, prompt, parameters, special_tokens=False)
     if body.stream:
         return _events(_chat_chunks(ticket, body, serving.info.model_id))

@@ -12,6 +12,7 @@ from gateway.local.llm.wire import (
     ChatLogprobs,
     ChatMessage,
     ChatTopLogprob,
+    Info,
     Parameters,
 )
 
@@ -31,11 +32,11 @@ def render(messages: Sequence[ChatMessage], chat_format: str) -> str:
     )
 
 
-def parameters(body: ChatBody, model_id: str) -> Parameters:
+def parameters(body: ChatBody, info: Info) -> Parameters:
     """The generation parameters that TGI derives from a chat body.
 
-    Temperature 0 is greedy, absent samples. `model` names an adapter unless it is "tgi" or the model itself.
-    Raises Invalid for what this server does not have.
+    Temperature 0 is greedy, absent samples. `model` names an adapter unless it is "tgi" or the model itself; where an
+    adapter has the model's name, the adapter is meant. Raises Invalid for what this server does not have.
     """
     if not body.messages:
         raise Invalid("`messages` cannot be empty")
@@ -43,8 +44,9 @@ def parameters(body: ChatBody, model_id: str) -> Parameters:
         raise Invalid("`tools` are not supported")
     if body.top_logprobs and not body.logprobs:
         raise Invalid("`logprobs` must be true for `top_logprobs` to be used")
+    the_model = {None, "tgi", info.model_id} - info.adapters.keys()
     return Parameters(
-        adapter_id=None if body.model in (None, "tgi", model_id) else body.model,
+        adapter_id=None if body.model in the_model else body.model,
         do_sample=body.temperature is None or body.temperature > 0,
         temperature=body.temperature or None,
         top_p=None if body.top_p == 1.0 else body.top_p,
