@@ -1,10 +1,11 @@
-"""Every error text that a caller can be shown, against the words that are kept in tests/snapshots/errors.txt."""
+"""Every error text that a caller can be shown, against the words that are kept in tests/snapshots."""
 
 import json
 from datetime import UTC, datetime, timedelta
 
 from served import by_hand
 from snapshot import snapshot
+from source_texts import source_texts
 from test_openapi import ERRORS
 
 from gateway.core.errors import BudgetExceeded, Overloaded, QuotaExceeded
@@ -91,6 +92,12 @@ async def test_every_error_text_is_as_it_was(serve):
     assert set(ERRORS) <= codes, "a code without a text here"
     text = "\n\n".join(f"# {name}\n{_readable(problem)}" for name, problem in told) + "\n"
     assert text == snapshot("errors.txt", text)
+
+
+def test_no_text_of_an_error_changes_unseen():
+    """Also those that take a broken store or another process to be shown: every text that stands in the source."""
+    text = "\n".join(source_texts()) + "\n"
+    assert text == snapshot("error-texts.txt", text)
 
 
 def _readable(problem):
