@@ -90,6 +90,10 @@ async def test_a_webhook_at_a_terminal(url: str) -> None:
     assert "pending" in (await gateway("webhooks", "list")).output
     assert "0 messages" in (await gateway("webhooks", "replay", "--dead")).output
     assert (await gateway("webhooks", "replay")).exit_code == 2
+    assert (await gateway("webhooks", "rotate", "acme", "--overlap-hours", "1")).output.startswith("whsec_")
+    assert (await gateway("webhooks", "rotate", "acme", "--secret", "env:HOOK")).output == ""
+    assert (await gateway("webhooks", "rotate", "acme", "--secret", "word")).exit_code == 2
+    assert (await gateway("webhooks", "rotate", "nobody")).exit_code == 1
     assert (await gateway("webhooks", "remove", "acme")).exit_code == 0
     assert (await gateway("webhooks", "remove", "acme")).exit_code == 1
 

@@ -2,6 +2,8 @@
 
 import asyncio
 from binascii import Error as BadBase64
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import httpx
@@ -25,7 +27,8 @@ class HttpSender:
     async def send(self, message: Message, webhook: Webhook) -> str | None:
         """None where the receiver took it (2xx), else what went wrong in a few words. Never raises."""
         try:
-            headers = signed(message, resolve(webhook.secret), datetime.now(UTC))
+            now = datetime.now(UTC)
+            headers = signed(message, _secrets(webhook, now), now)
             post = self._client.stream("POST", webhook.url, content=message.body, headers=headers)
             # What the receiver says beyond its status is of no interest, however long it is.
             async with asyncio.timeout(TIMEOUT_S), post as response:
@@ -40,12 +43,25 @@ class HttpSender:
         await self._client.aclose()
 
 
-def signed(message: Message, secret: str, at: datetime) -> dict[str, str]:
-    """The headers. Raises EmptyWebhookSecretError or binascii.Error for a secret that is none."""
+def signed(message: Message, secrets: Sequence[str], at: datetime) -> dict[str, str]:
+    """The headers, with a signature by each secret. Raises EmptyWebhookSecretError or binascii.Error for one that is
+    none.
+    """
     return {
         "content-type": "application/json",
         "user-agent": "taskgate",
         "webhook-id": message.id,
         "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": Signer(secret).sign(message.id, at, message.body),
+        "webhook-signature": " ".join(Signer(secret).sign(message.id, at, message.body) for secret in secrets),
     }
+
+
+def _secrets(webhook: Webhook, at: datetime) -> list[str]:
+    """The secret that counts, and the one before while it does: that may be taken away early. Raises
+    UnresolvedReference for the first alone.
+    """
+    secrets = [resolve(webhook.secret)]
+    if (former := webhook.former(at)) is not None:
+        with suppress(UnresolvedReference):
+            secrets.append(resolve(former))
+    return secrets

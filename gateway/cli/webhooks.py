@@ -1,6 +1,6 @@
 """gateway webhooks."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 import click
@@ -16,23 +16,55 @@ def webhooks() -> None:
     """Where teams hear of the outcomes of held items, and what they were told."""
 
 
+def _reference(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.startswith(("env:", "file:")):
+        raise click.BadParameter("is a reference, env:NAME or file:PATH")
+    return value
+
+
+_secret = click.option(
+    "--secret",
+    callback=_reference,
+    help="A reference: env:NAME or file:PATH. Without it one is made and printed, once.",
+)
+
+
 @webhooks.command("set")
 @click.argument("team")
 @click.argument("url")
-@click.option("--secret", help="A reference: env:NAME or file:PATH. Without it one is made and printed, once.")
+@_secret
 def set_webhook(team: str, url: str, secret: str | None) -> None:
     """Tell a team's service at this address, signed as Standard Webhooks are."""
     from gateway.adapters.sql.access import opened
     from gateway.adapters.sql.webhooks import SqlWebhooks
 
-    if secret is not None and not secret.startswith(("env:", "file:")):
-        raise click.BadParameter("is a reference, env:NAME or file:PATH", param_hint="--secret")
     made = None if secret else new_secret()
 
     async def run() -> None:
         webhook = Webhook(team, checked_url(url), secret or str(made), datetime.now(UTC))
         async with opened(database_url()) as database:
             await SqlWebhooks(database).put(webhook)
+        if made:
+            click.echo(made)
+
+    finish(run())
+
+
+@webhooks.command("rotate")
+@click.argument("team")
+@_secret
+@click.option("--overlap-hours", type=click.IntRange(0, 720), default=24, show_default=True)
+def rotate_secret(team: str, secret: str | None, overlap_hours: int) -> None:
+    """Sign with another secret, and through the overlap with the one before, too."""
+    from gateway.adapters.sql.access import opened
+    from gateway.adapters.sql.webhooks import SqlWebhooks
+
+    made = None if secret else new_secret()
+
+    async def run() -> None:
+        async with opened(database_url()) as database:
+            overlap = timedelta(hours=overlap_hours)
+            await SqlWebhooks(database).rotate(team, secret or str(made), datetime.now(UTC), overlap)
         if made:
             click.echo(made)
 

@@ -17,6 +17,7 @@ ActName = Literal[
     "review_read",
     "reviews_exported",
     "webhook_set",
+    "webhook_rotated",
     "webhook_removed",
     "webhooks_replayed",
     "subject_erased",

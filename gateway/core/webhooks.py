@@ -28,12 +28,22 @@ MessageStatus = Literal["pending", "delivered", "dead", "cancelled"]
 
 
 class Webhook(Struct, frozen=True):
-    """Where a team hears of outcomes. `secret` is a reference (`env:NAME`, `file:PATH`) or the secret itself."""
+    """Where a team hears of outcomes. `secret` is a reference (`env:NAME`, `file:PATH`) or the secret itself.
+
+    `former_secret` is the one before it: until `former_until` messages are signed with both, so that the receiver can
+    go over from one to the other at a time of its own.
+    """
 
     team: str
     url: str
     secret: str
     created_at: datetime
+    former_secret: str | None = None
+    former_until: datetime | None = None
+
+    def former(self, at: datetime) -> str | None:
+        """The secret that is on its way out, while it counts."""
+        return self.former_secret if self.former_until is not None and at < self.former_until else None
 
 
 class ToldRun(Struct, frozen=True):
@@ -68,6 +78,11 @@ class Webhooks(Protocol):
 
     async def of_team(self, team: str) -> Webhook | None:
         """The team's, if it has one. Raises Unavailable."""
+
+    async def rotate(self, team: str, secret: str, now: datetime, overlap: timedelta, by: Actor = TERMINAL) -> Webhook:
+        """Another secret; the one that it replaces counts through the overlap. A further rotation ends that of the one
+        before. Raises NotFound, Unavailable.
+        """
 
     async def remove(self, team: str, by: Actor = TERMINAL) -> None:
         """From now on nothing is sent. Raises NotFound, Unavailable."""

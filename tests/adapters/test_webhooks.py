@@ -31,15 +31,15 @@ SECRET = new_secret()
 class Receiver:
     """A service that takes messages, or does not: `answers` says which status each gets."""
 
-    def __init__(self, answers: Callable[[], int]) -> None:
-        self.answers = answers
+    def __init__(self, answers: Callable[[], int], secret: str = SECRET) -> None:
+        self.answers, self.verifier = answers, Verifier(secret)
         self.taken: dict[str, Any] = {}
         self.tries = 0
 
     async def take(self, request: web.Request) -> web.Response:
         """Verify, remember what was taken, answer."""
         self.tries += 1
-        body = Verifier(SECRET).verify(await request.text(), dict(request.headers))
+        body = self.verifier.verify(await request.text(), dict(request.headers))
         if (status := self.answers()) == 200:
             self.taken[request.headers["webhook-id"]] = body
         return web.Response(status=status, headers={"location": "http://127.0.0.1:1/"})
@@ -168,7 +168,7 @@ def test_another_secret_or_body_does_not_verify() -> None:
     message = Message(
         id=new_id(), team="acme", review_id="r", body="{}", status="pending", attempts=1, due_at=at, created_at=at
     )
-    headers = signed(message, SECRET, at)
+    headers = signed(message, [SECRET], at)
     Verifier(SECRET).verify("{}", headers)
     for secret, body, changed in (
         (new_secret(), "{}", {}),
@@ -177,6 +177,30 @@ def test_another_secret_or_body_does_not_verify() -> None:
     ):
         with pytest.raises(WebhookVerificationError):
             Verifier(secret).verify(body, {**headers, **changed})
+
+
+async def test_through_the_overlap_of_two_secrets_either_verifies(database: Database) -> None:
+    """A receiver may change its secret at any time of the overlap, and hears every message; after it, the new one
+    alone counts. A former secret that is a reference to nothing any more stops no message.
+    """
+    sender, time, fresh = HttpSender(), Moving(), new_secret()
+    courier, webhooks = Courier(SqlOutbox(database), sender, time.clock(), 5.0), SqlWebhooks(database)
+    for overlap, verify_with, before, arrives in (
+        (timedelta(hours=1), SECRET, SECRET, 1),
+        (timedelta(hours=1), fresh, SECRET, 1),
+        (timedelta(), fresh, SECRET, 1),
+        (timedelta(), SECRET, SECRET, 0),
+        (timedelta(hours=1), fresh, "env:TASKGATE_NO_SUCH_VARIABLE", 1),
+    ):
+        receiver = Receiver(lambda: 200, verify_with)
+        async with receiver.listening() as url:
+            await leave(database, 1, time.at, secret=before, url=url)
+            await webhooks.rotate("acme", fresh, now(), overlap)
+            await courier.turn()
+        assert len(receiver.taken) == arrives
+    await sender.aclose()
+    with pytest.raises(NotFound):
+        await webhooks.rotate("nobody", fresh, now(), timedelta())
 
 
 def test_pauses_grow_and_end() -> None:

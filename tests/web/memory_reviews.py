@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from msgspec.structs import replace
+
 from gateway.core.audit import TERMINAL, Actor
 from gateway.core.errors import NotFound
 from gateway.core.review_ports import Depth, Filter, Question, RunOutcome
@@ -132,6 +134,13 @@ class MemoryWebhooks:
     async def of_team(self, team: str) -> Webhook | None:
         """If there is one."""
         return self.webhooks.get(team)
+
+    async def rotate(self, team: str, secret: str, now: datetime, overlap: timedelta, by: Actor = TERMINAL) -> Webhook:
+        """Another secret beside the old one."""
+        if (old := self.webhooks.get(team)) is None:
+            raise NotFound(f"The team `{team}` has no webhook.")
+        self.webhooks[team] = replace(old, secret=secret, former_secret=old.secret, former_until=now + overlap)
+        return self.webhooks[team]
 
     async def remove(self, team: str, by: Actor = TERMINAL) -> None:
         """Forget it."""

@@ -110,6 +110,7 @@ async def test_another_teams_review_is_not_there(desk: Served, path: str) -> Non
         ("POST", "/reviews/x/appeal", "review"),
         ("PUT", "/teams/market/webhook", "lead"),
         ("GET", "/teams/market/webhook", "review"),
+        ("POST", "/teams/market/webhook/rotate", "lead"),
         ("DELETE", "/teams/market/webhook", "invoke"),
     ],
 )
@@ -170,6 +171,16 @@ async def test_a_webhook_is_set_by_administrators_and_its_secret_shown_once(desk
     for bad in ("ftp://x/", "https://user:word@x/", "https://", "nonsense"):
         answer = await desk.client.put("/teams/market/webhook", json={"url": bad}, headers=admin)
         assert answer.status_code == 422
+    turned = await desk.client.post("/teams/market/webhook/rotate", json={"overlap_s": 60}, headers=admin)
+    assert turned.json()["secret"].startswith("whsec_")
+    kept = desk.memory.webhooks.webhooks["market"]
+    assert (kept.secret, kept.former_secret) == (turned.json()["secret"], "env:HOOK")
+    shown = (await desk.client.get("/teams/market/webhook", headers=admin)).json()
+    assert (shown["secret"], shown["former_until"]) == (None, turned.json()["former_until"])
+    for wrong in ({"overlap_s": -1}, {"secret": "word"}, {"url": "https://example.org/"}):
+        answer = await desk.client.post("/teams/market/webhook/rotate", json=wrong, headers=admin)
+        assert answer.status_code == 422
     assert (await desk.client.delete("/teams/market/webhook", headers=admin)).status_code == 200
+    assert (await desk.client.post("/teams/market/webhook/rotate", json={}, headers=admin)).status_code == 404
     assert (await desk.client.get("/teams/market/webhook", headers=admin)).status_code == 404
     assert (await desk.client.put("/teams/nobody/webhook", json=put, headers=admin)).status_code == 404

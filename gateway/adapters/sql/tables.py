@@ -453,7 +453,7 @@ price_adjustment = Table(
     ),
 )
 
-# Where a team hears of outcomes. `secret` is a reference (`env:`, `file:`) or the secret itself.
+# Where a team hears of outcomes. `secret` is a reference (`env:`, `file:`) or the secret itself; so is the one before.
 webhook = Table(
     "webhook",
     metadata,
@@ -461,6 +461,8 @@ webhook = Table(
     Column("url", Text, nullable=False),
     Column("secret", Text, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("former_secret", Text),
+    Column("former_until", Instant),
 )
 
 # The outbox: written in the transaction of the outcome that it tells of.

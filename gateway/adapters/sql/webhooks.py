@@ -1,9 +1,9 @@
 """Webhooks of teams over SQL."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from msgspec import structs
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.adapters.sql.audit import note
@@ -35,6 +35,18 @@ class SqlWebhooks:
         async with self._database.begin() as connection:
             row = (await connection.execute(select(table).where(table.c.team == team))).mappings().first()
         return Webhook(**row) if row is not None else None
+
+    async def rotate(self, team: str, secret: str, now: datetime, overlap: timedelta, by: Actor = TERMINAL) -> Webhook:
+        """Another secret; the one that it replaces counts through the overlap. Raises NotFound, Unavailable."""
+        until = now + overlap
+        turned = update(table).where(table.c.team == team).returning(*table.c)
+        turned = turned.values(secret=secret, former_secret=table.c.secret, former_until=until)
+        async with self._database.begin() as connection:
+            row = (await connection.execute(turned)).mappings().first()
+            if row is None:
+                raise NotFound(f"The team `{team}` has no webhook.")
+            await note(connection, by, "webhook_rotated", team, now, former_until=until.isoformat())
+        return Webhook(**row)
 
     async def remove(self, team: str, by: Actor = TERMINAL) -> None:
         """From now on nothing is sent. Raises NotFound, Unavailable."""
