@@ -251,6 +251,7 @@ class Process:
             self._clock,
             settings.zone,
             settings.canary_s,
+            Observers(self._watch.observers),
         )
         self._peers = Peers(
             settings.redis_url, lambda: {name: task.fingerprint for name, task in self._registry.every.items()}
@@ -426,7 +427,8 @@ class Process:
         from gateway.adapters import readings
 
         async def versions() -> Sequence[Reading]:
-            return readings.versions(self._registry.every.values(), len(self._reloader.problems))
+            tasks = list(self._registry.every.values())
+            return readings.versions(tasks, self._peers.differing, len(self._reloader.problems))
 
         async def parts() -> Sequence[Reading]:
             return await readings.parts({name: check.probe for name, check in self._checks().items()})

@@ -25,6 +25,7 @@ class Span:
         self.start_ns, self.end_ns = received.start_time_unix_nano, received.end_time_unix_nano
         self.failed = received.status.code == Status.STATUS_CODE_ERROR
         self.attributes: dict[str, Any] = {each.key: _value(each.value) for each in received.attributes}
+        self.links = [(link.trace_id.hex(), link.span_id.hex()) for link in received.links]
         self.children: list[Span] = []
 
     @property
@@ -53,6 +54,11 @@ class Collector:
         """The tree of a trace, once its inference has come: it ends last, and is sent with or after the others."""
         return await self._until(lambda: self._root(trace_id))
 
+    async def root_of_kind(self, kind: str) -> Span:
+        """The tree of some inference of that kind."""
+        trace_id = await self._until(lambda: self._trace_of_kind(kind))
+        return await self.root(trace_id)
+
     async def metric(self, name: str) -> Any:
         """The data of a metric, once it has come."""
         return await self._until(lambda: self.metrics.get(name))
@@ -62,6 +68,10 @@ class Collector:
             while (found := find()) is None:
                 await self._news.wait()
             return found
+
+    def _trace_of_kind(self, kind: str) -> str | None:
+        found = (t for t, spans in self.spans.items() for s in spans if s.attributes.get("taskgate.kind") == kind)
+        return next(found, None)
 
     def _root(self, trace_id: str) -> Span | None:
         spans = self.spans.get(trace_id, [])

@@ -143,6 +143,8 @@ def test_the_state_of_the_deployment_is_shown(world: World) -> None:
     assert {s.labels["part"] for s in world.samples("taskgate_part_state")} >= {"database", "store", "models"}
     assert world.total("taskgate_task_info", task="manners") == 1
     assert world.total("taskgate_store_up") == 1
+    assert [sample.value for sample in world.samples("taskgate_task_differs", task="manners")] == [0]
+    assert [sample.value for sample in world.samples("taskgate_replica_barred", model="tiny")] == [0]
     assert world.total("taskgate_worker_resident_bytes") > 0
     assert world.total("taskgate_breaker_state", model="tiny") in (0, 1, 2)
 

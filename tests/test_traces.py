@@ -40,9 +40,10 @@ class World(Struct, frozen=True):
 
 
 def unsure_home(home: Path) -> Path:
-    """The shipped task, but for a prefilter that is never sure."""
+    """The shipped task, but for a prefilter that is never sure, and canaries that no scripted server can answer."""
     task = home / "tasks/message-moderation"
-    shutil.copytree(ROOT / "tasks/message-moderation", task, ignore=shutil.ignore_patterns("adapter", "*.gz"))
+    left_out = shutil.ignore_patterns("adapter", "*.gz", "examples.jsonl")
+    shutil.copytree(ROOT / "tasks/message-moderation", task, ignore=left_out)
     (task / "adapter").symlink_to(ROOT / "tasks/message-moderation/adapter")
     declared = (task / "task.toml").read_text("utf-8")
     unsure = re.sub(r'(decides = \["clean"\]\naccept_below = )[\d.e-]+', r"\g<1>0.0", declared)

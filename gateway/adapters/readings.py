@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -93,12 +93,14 @@ async def _looked(name: str, look: Look) -> Sequence[Reading]:
         return ()
 
 
-def versions(tasks: Iterable[LoadedTask], config_problems: int) -> Sequence[Reading]:
-    """What is served."""
+def versions(tasks: Sequence[LoadedTask], differing: Collection[str], config_problems: int) -> Sequence[Reading]:
+    """What is served here, and whether others serve something else under the same name."""
     served = [((task.name, task.fingerprint), 1.0) for task in tasks]
+    apart = [((task.name,), float(task.name in differing)) for task in tasks]
     return (
         Reading("build_info", "The version of the gateway.", ("version",), [((__version__,), 1.0)]),
         Reading("task_info", "The version of each task.", ("task", "fingerprint"), served),
+        Reading("task_differs", "Whether another worker serves another version of a task.", ("task",), apart),
         Reading("config_problems", "Problems of the last edit, which is not served.", (), [((), config_problems)]),
     )
 
@@ -181,6 +183,8 @@ def _vitals(state: ProcessState, lag_s: float) -> Iterator[tuple[Across, Reading
     yield "livemax", _one("worker_resident_bytes", "Memory of the largest worker.", _resident_bytes())
     breakers = [(key, _BREAKER[each.breaker]) for key, each in seen]
     yield "livemax", Reading("breaker_state", "0 closed, 1 half open, 2 open.", replica, breakers)
+    barred = [(key, float(each.barred)) for key, each in seen]
+    yield "livemax", Reading("replica_barred", "Whether a replica is taken out for what it serves.", replica, barred)
     busy = [(key, float(each.outstanding)) for key, each in seen]
     yield "livesum", Reading("model_outstanding", "Requests that a replica is at.", replica, busy)
 

@@ -84,9 +84,9 @@ class Replicas:
         """Where the replicas are."""
         return tuple(replica.url for replica in self._replicas)
 
-    def states(self, now: float) -> list[tuple[str, Literal["closed", "half_open", "open"], int]]:
-        """Of each replica: its URL, its breaker, and how many requests it is at."""
-        return [(each.url, each.breaker.state(now), each.outstanding) for each in self._replicas]
+    def states(self, now: float) -> list[tuple[str, Literal["closed", "half_open", "open"], int, bool]]:
+        """Of each replica: its URL, its breaker, how many requests it is at, and whether it is taken out."""
+        return [(each.url, each.breaker.state(now), each.outstanding, bool(each.barred)) for each in self._replicas]
 
     def bar(self, url: str, why: str, said_by: str) -> None:
         """Take a replica out, because of what it serves; with an empty `why`, `said_by` holds nothing against it."""

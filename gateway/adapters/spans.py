@@ -13,7 +13,7 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from gateway.adapters.otel import RecordIds
 from gateway.core.clock import Clock
@@ -29,7 +29,7 @@ from gateway.core.errors import GatewayError, Overloaded
 from gateway.core.inference import Answer, Attempt, Inference, Invocation, ModelCall
 from gateway.core.loaded import LoadedTask
 from gateway.core.task import ChainStage, Model
-from gateway.core.telemetry import span_context, span_id
+from gateway.core.telemetry import span_context, span_id, trace_of
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ _OPERATIONS = {"tgi": ("text_completion", "huggingface.tgi"), "openai": ("chat",
 
 class Spans:
     """An observer that makes the spans of what is worth a trace: errors, deferred items, whatever is no plain request
-    of a caller, and what was sampled. For the event loop only.
+    of a caller, the runs that an audit looks at again, and what was sampled. For the event loop only.
 
     `models` finds a declared model by its name. With `text`, the spans of inferences carry input and output.
     """
@@ -55,7 +55,8 @@ class Spans:
         inference = answer.inference
         asked = inference.invocation
         sampled = asked.origin is not None and asked.origin.sampled
-        if answer.replayed or not (sampled or inference.decision.status != "accepted" or asked.kind != "invoke"):
+        wanted = inference.decision.status != "accepted" or asked.kind != "invoke" or inference.sample is not None
+        if answer.replayed or not (sampled or wanted):
             return
         try:
             self._make(task, answer)
@@ -97,12 +98,13 @@ class Spans:
         root.end(end_ns)
 
     def _root(self, task: LoadedTask, asked: Invocation, start_ns: int, said: Mapping[str, Any]) -> Span:
-        self._ids.trace_id = int(asked.trace_id, 16) if asked.trace_id else _own_trace(asked)
+        self._ids.trace_id = int(asked.trace_id or trace_of(asked.id), 16)
         above = Context()
         if asked.origin is not None and asked.origin.parent_span and asked.trace_id:
             parent = span_context(asked.trace_id, int(asked.origin.parent_span, 16), sampled=True, remote=True)
             above = set_span_in_context(NonRecordingSpan(parent), above)
-        return self._start(span_id(asked.id), f"inference {task.name}", above, start_ns, said, SpanKind.SERVER)
+        kind = SpanKind.SERVER if asked.kind == "invoke" else SpanKind.INTERNAL
+        return self._start(span_id(asked.id), f"inference {task.name}", above, start_ns, said, kind, _looked_at(asked))
 
     def _attempt(self, task: LoadedTask, attempt: Attempt, under: Context) -> None:
         start_ns = _ns(attempt.started_at)
@@ -158,10 +160,11 @@ class Spans:
         start_ns: int,
         said: Mapping[str, Any],
         kind: SpanKind = SpanKind.INTERNAL,
+        links: Sequence[Link] = (),
     ) -> Span:
         self._ids.span_id = id
         known = {key: value for key, value in said.items() if value is not None}
-        return self._tracer.start_span(name, under, kind, known, start_time=start_ns)
+        return self._tracer.start_span(name, under, kind, known, links, start_ns)
 
     def _model_of(self, task: LoadedTask, attempt: Attempt) -> Model | None:
         stage = next((step.stage for step in task.steps if step.stage.name == attempt.stage), None)
@@ -219,9 +222,11 @@ def _of_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _own_trace(asked: Invocation) -> int:
-    """What no request asked for has a trace of its own, with its id."""
-    return int(asked.id.replace("-", ""), 16)
+def _looked_at(asked: Invocation) -> Sequence[Link]:
+    """The run that this one looks at again, if it does."""
+    if asked.parent_id is None or asked.parent_trace_id is None:
+        return ()
+    return (Link(span_context(asked.parent_trace_id, span_id(asked.parent_id), sampled=True, remote=True)),)
 
 
 def _ns(at: datetime) -> int:

@@ -28,7 +28,7 @@ from gateway.core.registry import Registry
 from gateway.core.reviews import Item, rank_of, risk_of
 from gateway.core.samples import Drawn, Judged, Samples, Verdict, asks_people, audits
 from gateway.core.task import ChainStage, Review
-from gateway.core.telemetry import Observer, Observers
+from gateway.core.telemetry import Observer, Observers, trace_of
 
 log = structlog.get_logger()
 
@@ -180,9 +180,9 @@ class Auditor:
         return Done(inference, _verdict(outcome, task.declared.positive))
 
     def _invocation(self, drawn: Drawn, task: LoadedTask) -> Invocation:
-        owner, item = task.declared.owner, drawn.input or {}
+        owner, item, id_ = task.declared.owner, drawn.input or {}, self._clock.new_id()
         return Invocation(
-            id=self._clock.new_id(),
+            id=id_,
             task=drawn.task,
             fingerprint=task.fingerprint,
             caller=Caller(owner, "audit", frozenset()),
@@ -193,6 +193,8 @@ class Auditor:
             received_at=self._clock.now(),
             kind="audit",
             parent_id=drawn.id,
+            trace_id=trace_of(id_),
+            parent_trace_id=drawn.trace_id,
             attribution=Attribution(subject_id=drawn.subject_id),
         )
 

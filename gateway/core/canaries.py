@@ -18,11 +18,12 @@ from gateway.core.cache import canonical_json
 from gateway.core.cascade import Step
 from gateway.core.clock import Clock
 from gateway.core.errors import GatewayError
-from gateway.core.inference import Caller, Inference, Invocation
+from gateway.core.inference import Answer, Caller, Inference, Invocation
 from gateway.core.loaded import LoadedModel, LoadedTask
 from gateway.core.meter import Intents, Meter, Reservations
 from gateway.core.registry import Registry
 from gateway.core.task import ChainStage, Example
+from gateway.core.telemetry import Observer, trace_of
 
 log = structlog.get_logger()
 
@@ -63,10 +64,11 @@ class Canaries:
         clock: Clock,
         zone: ZoneInfo,
         every_s: float,
+        observer: Observer,
     ) -> None:
         self._registry, self._servers = registry, servers
         self._reservations, self._ledger, self._clock, self._zone = reservations, ledger, clock, zone
-        self._every_s = every_s
+        self._every_s, self._observer = every_s, observer
         self.wrong: Mapping[str, Sequence[str]] = {}
 
     async def follow(self) -> None:
@@ -104,8 +106,9 @@ class Canaries:
 
     async def _asked(self, task: LoadedTask, step: Step, model: LoadedModel, url: str, example: Example) -> str | None:
         """What is wrong with the answer; empty for a right one, None where there is none."""
+        id_ = self._clock.new_id()
         asked = Invocation(
-            id=self._clock.new_id(),
+            id=id_,
             task=task.name,
             fingerprint=task.fingerprint,
             caller=PLATFORM,
@@ -115,21 +118,21 @@ class Canaries:
             canonical=canonical_json(example.input),
             received_at=self._clock.now(),
             kind="canary",
+            trace_id=trace_of(id_),
         )
         meter = Meter(asked, (), self._reservations, self._ledger, self._clock, self._zone)
         start_s = self._clock.monotonic_s()
         with self._servers.only(model, url):
             outcome = await cascade.run(task.declared, (step,), example.input, meter, self._clock)
-        duration_ms = self._clock.since_ms(start_s)
-        await self._ledger.record(
-            Inference(
-                invocation=asked,
-                decision=outcome.decision,
-                attempts=outcome.attempts,
-                cache="off",
-                duration_ms=duration_ms,
-            )
+        inference = Inference(
+            invocation=asked,
+            decision=outcome.decision,
+            attempts=outcome.attempts,
+            cache="off",
+            duration_ms=self._clock.since_ms(start_s),
         )
+        await self._ledger.record(inference)
+        self._observer.answered(task, Answer(inference))
         (attempt,) = outcome.attempts
         if attempt.outcome == "decided":
             return "" if attempt.label == example.label else f"{attempt.label}, not {example.label}"

@@ -69,6 +69,7 @@ class Origin(Struct, frozen=True):
 class Invocation(Struct, frozen=True, kw_only=True):
     """One request to a task, validated: what was asked, by whom, under which version of the task.
 
+    `parent_trace_id` is the trace of the run that `parent_id` names, which this one looks at again.
     `listener` is told the parts of an output while it is generated, where a stage can say them one by one: added up,
     they are the output. It must not block.
     """
@@ -89,6 +90,7 @@ class Invocation(Struct, frozen=True, kw_only=True):
     no_cache: bool = False
     no_store: bool = False
     trace_id: str | None = None
+    parent_trace_id: str | None = None
     origin: Origin | None = None
     listener: Callable[[dict[str, Any]], None] | None = None
 

@@ -24,7 +24,9 @@ Verdict = Literal["cleared", "flagged", "none"]
 
 
 class Drawn(Struct, frozen=True, kw_only=True):
-    """A sampled run that waits. `input` is None once it was erased; `tries` counts those that were begun."""
+    """A sampled run that waits. `input` is None once it was erased; `tries` counts those that were begun; `trace_id` is
+    that of the run.
+    """
 
     id: str
     task: str
@@ -38,6 +40,7 @@ class Drawn(Struct, frozen=True, kw_only=True):
     input: dict[str, Any] | None
     tries: int
     created_at: datetime
+    trace_id: str | None = None
 
 
 class Judged(Struct, frozen=True, kw_only=True):

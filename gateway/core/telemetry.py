@@ -81,12 +81,18 @@ class Reading(NamedTuple):
 
 
 class ReplicaState(NamedTuple):
-    """A replica of a model as one process sees it, and how many requests it is at."""
+    """A replica of a model as one process sees it: how many requests it is at, and whether it is taken out."""
 
     model: str
     url: str
     breaker: Literal["closed", "half_open", "open"]
     outstanding: int
+    barred: bool
+
+
+def trace_of(id: str) -> str:
+    """The trace of what no request asked for: its own, under the id of what it shows."""
+    return id.replace("-", "")
 
 
 def span_id(id: str) -> int:
@@ -102,11 +108,15 @@ def span_context(trace_id: str, span_id: int, *, sampled: bool, remote: bool = F
 
 @contextmanager
 def calling(invocation: Invocation, call_id: str) -> Iterator[None]:
-    """Within the block, the current span is that of the model call: what goes out on the wire names it as parent."""
-    if invocation.trace_id is None or invocation.origin is None:
+    """Within the block, the current span is that of the model call: what goes out on the wire names it as parent.
+
+    What no request asked for has no origin, and its trace is always kept.
+    """
+    if invocation.trace_id is None:
         yield
         return
-    place = span_context(invocation.trace_id, span_id(call_id), sampled=invocation.origin.sampled)
+    sampled = invocation.origin is None or invocation.origin.sampled
+    place = span_context(invocation.trace_id, span_id(call_id), sampled=sampled)
     token = context.attach(set_span_in_context(NonRecordingSpan(place)))
     try:
         yield

@@ -1,8 +1,11 @@
 """What an example wants of an answer: a label, or fields and fragments of what was said."""
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from stack import ROOT
 
 from gateway.core.examples import missed
 from gateway.core.inference import Decision
@@ -37,3 +40,11 @@ def said(**output: Any) -> Decision:
 def test_an_answer_is_right_or_it_is_said_why_not(example: Example, decision: Decision, wrong: str | None) -> None:
     """A label where one is wanted; else an accepted output with these fields, these fragments, and none of those."""
     assert missed(example, decision) == wrong
+
+
+@pytest.mark.parametrize("adapter", sorted(ROOT.glob("tasks/*/adapter")), ids=lambda folder: folder.parent.name)
+def test_a_task_that_ships_with_an_adapter_has_canaries(adapter: Path) -> None:
+    """More than one label, so that no model which always says the same passes for it."""
+    lines = (adapter.parent / "examples.jsonl").read_bytes().splitlines()
+    examples = [msgspec.json.decode(line, type=Example) for line in lines]
+    assert len({example.label for example in examples if example.canary}) > 1

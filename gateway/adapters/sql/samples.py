@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping, select, update
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.reviews import put
-from gateway.adapters.sql.tables import audit_sample
+from gateway.adapters.sql.tables import audit_sample, inference
 from gateway.core.samples import Drawn, Judged
 
 _sample = audit_sample.c
@@ -25,6 +25,7 @@ class SqlSamples:
         """The longest waiting; nobody else claims them before `until`. Raises Unavailable."""
         due = select(_sample.id).where(_sample.status == "waiting", _sample.due_at <= now)
         some = due.order_by(_sample.due_at).limit(limit)
+        own = [_sample[name] for name in Drawn.__struct_fields__ if name != "trace_id"]
         # Most turns find nothing, and SQLite would take its write lock for them.
         async with self._database.begin() as connection:
             if (await connection.execute(some.limit(1))).first() is None:
@@ -33,9 +34,12 @@ class SqlSamples:
                 update(audit_sample)
                 .where(_sample.id.in_(some.with_for_update(skip_locked=True)))
                 .values(due_at=until, tries=_sample.tries + 1)
-                .returning(*(_sample[name] for name in Drawn.__struct_fields__))
+                .returning(*own)
             )
-            return [_drawn(row) for row in (await connection.execute(claimed)).mappings()]
+            rows = (await connection.execute(claimed)).mappings().all()
+            runs = select(inference.c.id, inference.c.trace_id).where(inference.c.id.in_([row["id"] for row in rows]))
+            traces = {row.id: row.trace_id for row in await connection.execute(runs)}
+            return [_drawn(row, traces.get(row["id"])) for row in rows]
 
     async def postpone(self, id: str, until: datetime) -> None:
         """Nobody claims it before; the try that began does not count. Raises Unavailable."""
@@ -72,6 +76,6 @@ class SqlSamples:
             await connection.execute(update(audit_sample).where(*mine).values(values))
 
 
-def _drawn(row: RowMapping) -> Drawn:
+def _drawn(row: RowMapping, trace_id: str | None) -> Drawn:
     text = row["input"]
-    return Drawn(**{**row, "input": msgspec.json.decode(text) if text is not None else None})
+    return Drawn(**{**row, "input": msgspec.json.decode(text) if text is not None else None}, trace_id=trace_id)

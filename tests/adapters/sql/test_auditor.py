@@ -107,7 +107,7 @@ async def of(database: Database, run: Inference) -> Mapping[str, Any]:
 
 async def test_a_sample_is_durable_with_its_run_and_is_claimed_once(database: Database, ledger: SqlLedger) -> None:
     """Two processes never have the same one; what a process that died had claimed, another gets later."""
-    runs = [sampled() for _ in range(9)]
+    runs = [sampled(trace_id=f"{number:032x}") for number in range(9)]
     await asyncio.gather(*(ledger.record(run) for run in runs))
     samples, now = SqlSamples(database), CLOCK.now()
     until = now + timedelta(minutes=5)
@@ -120,6 +120,7 @@ async def test_a_sample_is_durable_with_its_run_and_is_claimed_once(database: Da
     again = await samples.claim(until, until + timedelta(minutes=5), 100)
     assert {each.tries for each in again} == {2}
     assert again[0].input == {"message": "hello"}
+    assert {each.id: each.trace_id for each in again} == {run.id: run.invocation.trace_id for run in runs}
 
 
 async def test_what_the_llm_flags_goes_to_people_and_the_owner_pays(
