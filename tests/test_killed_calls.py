@@ -32,6 +32,7 @@ ESTIMATE_NANO, TRUTH_NANO = 120, 70
 # A whole engine whose one stage makes one call; it kills itself where it is told to.
 _CHILD = """
 import asyncio, os, signal, sys
+from contextlib import suppress
 from datetime import date
 from zoneinfo import ZoneInfo
 from in_memory import CLOCK, moderation
@@ -42,6 +43,7 @@ from gateway.adapters.sql.ledger import SqlLedger
 from gateway.adapters.sql.writers import open_writer
 from gateway.core.cascade import Finding, Step
 from gateway.core.engine import Engine
+from gateway.core.errors import Unavailable
 from gateway.core.meter import MeteredModel
 from gateway.core.prices import Tariff
 from gateway.core.quotas import Limit
@@ -61,6 +63,8 @@ class Ledger(SqlLedger):
 
     async def record(self, inference):
         die_at("before the record")
+        if point == "with a record refused":
+            raise Unavailable("no database")
         await super().record(inference)
         die_at("before the finish")
 
@@ -77,7 +81,9 @@ async def main():
     limit = Limit("cost", 1000, "month", ("task",))
     task = replace(task, steps=(Step(task.steps[0].stage, Caller()),), limits=(limit,))
     store = RedisStore(RedisSettings(url=redis, prefix=prefix))
-    await Engine(store, Ledger(open_writer(url)), CLOCK, ZoneInfo("UTC"), 8).invoke(task, invocation())
+    with suppress(Unavailable):
+        await Engine(store, Ledger(open_writer(url)), CLOCK, ZoneInfo("UTC"), 8).invoke(task, invocation())
+    die_at("with a record refused")
     die_at("after it all")
 
 asyncio.run(main())
@@ -127,6 +133,7 @@ async def used(store: RedisStore) -> int:
         ("before the call", 1, ESTIMATE_NANO),
         ("during the call", 1, ESTIMATE_NANO),
         ("before the record", 1, ESTIMATE_NANO),
+        ("with a record refused", 1, ESTIMATE_NANO),
         ("before the finish", 1, TRUTH_NANO),
         ("after it all", 1, TRUTH_NANO),
     ],

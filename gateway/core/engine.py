@@ -164,6 +164,8 @@ class Engine:
         reading = task.declared.cache is not None and not invocation.no_cache
         admission = await self._admit(invocation, charges, key if reading else None)
         watch.lap("admit and cache")
+        # What the ledger has not recorded stays reserved: whoever sweeps it settles it at what the ledger says then.
+        recorded: Sequence[Settlement] = ()
         settlements: Sequence[Settlement] = ()
         claim = admission.claim
         keep: tuple[str, bytes, int] | None = None
@@ -175,10 +177,11 @@ class Engine:
             inference = self._completed(task, inference, start_s)
             watch.lap("cascade")
             await self._ledger.record(inference)
+            recorded = settlements
             watch.lap("record")
             keep = self._keep(task, inference, key)
         finally:
-            await self._finish(invocation, charges, settlements, keep, key if claim == "mine" else None)
+            await self._finish(invocation, charges, recorded, keep, key if claim == "mine" else None)
         watch.lap("keep")
         return Answer(inference, admission.rates, degraded=admission.degraded, laps=tuple(watch.laps))
 
