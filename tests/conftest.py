@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from shutil import copy
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,14 +43,20 @@ def home(tmp_path: Path, tiny_llm_folder: Path) -> Path:
     return make_home(tmp_path / "home", tiny_llm_folder / "tokenizer.json")
 
 
-@pytest.fixture
-async def database(tmp_path: Path) -> str:
-    """URL of a fresh SQLite database with the whole schema."""
+@pytest.fixture(scope="session")
+async def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database that was migrated once: copies of it are made faster than migrations run."""
     from gateway.adapters.sql.migrate import upgrade
 
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    await upgrade(url, MIGRATIONS)
-    return url
+    path = tmp_path_factory.mktemp("migrated") / "gateway.db"
+    await upgrade(f"sqlite:///{path}", MIGRATIONS)
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated_file: Path) -> str:
+    """URL of a fresh SQLite database with the whole schema."""
+    return f"sqlite:///{copy(migrated_file, tmp_path / 'gateway.db')}"
 
 
 @pytest.fixture
@@ -92,16 +99,14 @@ async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> AsyncIterator[str]:
     """URL of a migrated database that only this test uses, on either kind."""
     from postgres import fresh_database, migrated_template
 
     from gateway.adapters.sql.migrate import upgrade
 
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'gateway.db'}"
-        await upgrade(url, MIGRATIONS)
-        yield url
+        yield f"sqlite:///{copy(migrated_file, tmp_path / 'gateway.db')}"
         return
     server = request.getfixturevalue("postgres_server")
     template = await migrated_template(server, lambda url: upgrade(url, MIGRATIONS))
