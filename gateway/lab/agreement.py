@@ -14,7 +14,7 @@ STATED = (
 """Batch sizes and processors move low-order bits of an LLM's log-probs, and with them a few decisions: one of fifteen
 violations of a source is seven points of its recall, and a quarter of its interval."""
 _EXACT = ("data_sha256", "sha256", "suite_sha256", "task_fingerprint", "platt_sha256", "threshold_sha256")
-_ESTIMATES = ("value", "f1", "routed_at_production", "partial_auc_10", "macro_pass_rate")
+_ESTIMATES = ("value", "macro_pass_rate")
 _FITTED = ("a", "b", "accept_above", "prefilter_below")
 _DRAWN = "curves"
 

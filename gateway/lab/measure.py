@@ -1,24 +1,23 @@
 """Four systems on the same rows, each measured in the same way, whole and in parts."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
-from gateway.core.task import CnnStage
 from gateway.lab import metrics
-from gateway.lab.metrics import PRODUCTION_PREVALENCE, Bools, Floats, Interval, Lift, Operating
+from gateway.lab.lift import Lift, Matched, lift, matched
+from gateway.lab.metrics import PRODUCTION_PREVALENCE, Bools, Floats, Interval, Operating
 from gateway.lab.predictions import Prediction
-from gateway.lab.rows import CORPUS, MARKETPLACE_DEV, SERVICE_SOURCES, UNTRAINED_SOURCES
+from gateway.lab.reliability import at_prevalence, calibration_error, reliability
+from gateway.lab.routing import Cascade, cascade_facts, routing_curve
+from gateway.lab.rows import CORPUS, MARKETPLACE_DEV
 from gateway.lab.systems import Loaded
 
-SYSTEMS = ("previous", "prompted", "tuned", "cascade")
-HARD_FALSE_POSITIVES = (0.15, 0.05)
+_FALSE_POSITIVES = (("hard_negative", "hard negatives", (0.15, 0.05)), ("plain", "plain messages", (0.02,)))
+"""At which shares of flagged clean messages of the marketplace, by kind, recall is told."""
 _SHORT, _LONG = 12, 40
-_ROUTING_POINTS = 60
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -32,40 +31,25 @@ class Part(Struct, frozen=True, kw_only=True):
 
 
 class System(Struct, frozen=True, kw_only=True):
-    """One system on all rows. `auc` is the headline: the macro mean of AUCs within each source that has both labels."""
+    """One system on all rows. `auc` is the headline: the macro mean of AUCs within each source that has both labels.
+
+    Scores are probabilities at production prevalence. Their calibration error is told on the set as it is, with the
+    scores carried to the set's own share of violations (`corrected`), and with the rows weighted to production.
+    """
 
     auc: Interval
     pooled_auc: Interval
     pooled_auc_bootstrap: Interval
-    partial_auc_10: float
+    partial_auc_10: Interval
     average_precision: Interval
     average_precision_at_production: Interval
     operating: Operating
     threshold: float | None
-    calibration_error: float | None
-    calibration_error_at_production: float | None
+    calibration_error: Interval | None
+    calibration_error_corrected: Interval | None
+    calibration_error_at_production: Interval | None
     parts: dict[str, Part]
     marketplace: dict[str, Any]
-
-
-class Cascade(Struct, frozen=True, kw_only=True):
-    """What the stages do to the stream of messages. `at_production` re-weights rows to that prevalence.
-
-    `routed_of` is the share routed to the LLM of each source and label, and of all service talk.
-    """
-
-    decided_by: dict[str, int]
-    routed: Interval
-    routed_at_production: float
-    routed_of: dict[str, Interval]
-    prefilter_recall: Interval | None
-    prefilter_recall_lower_bound: float | None
-    recall_lost_to_prefilter: Interval | None
-    deferred: Interval
-    llm_calls_per_1000_at_production: float
-    cost_nano_per_1000: int
-    cost_nano_per_1000_at_production: int
-    policy_named_rightly: Interval | None
 
 
 class Curves(Struct, frozen=True, kw_only=True):
@@ -84,6 +68,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     systems: dict[str, System]
     cascade: Cascade
     lift: dict[str, Lift]
+    matched_lift: dict[str, Matched]
     curves: Curves
 
 
@@ -108,15 +93,15 @@ def measure(
     truth, _ = metrics.checked([p.label == loaded.positive for p in predictions], np.zeros(len(predictions)))
     columns = dict(_columns(loaded, predictions, prompted_threshold))
     systems = {name: _system(predictions, truth, column, prevalence) for name, column in columns.items()}
-    new = columns["cascade"].flagged
+    new, others = columns["cascade"], [name for name in ("previous", "prompted") if name in columns]
     return Evaluation(
         about={**about, "production_prevalence": prevalence},
         systems=systems,
         cascade=cascade_facts(loaded, predictions, truth, columns["tuned"].flagged, prevalence),
-        lift={f"cascade over {name}": metrics.lift(truth, new, columns[name].flagged)
-              for name in ("previous", "prompted") if name in columns},
+        lift={f"cascade over {name}": lift(truth, new.flagged, columns[name].flagged) for name in others},
+        matched_lift={f"cascade over {name}": matched(truth, new.scores, columns[name].flagged) for name in others},
         curves=_curves(predictions, truth, columns, prevalence),
-    )  # fmt: skip
+    )
 
 
 def slices(prediction: Prediction) -> Iterator[str]:
@@ -127,28 +112,6 @@ def slices(prediction: Prediction) -> Iterator[str]:
     yield f"length/{length}"
     if prediction.difficulty is not None:
         yield f"difficulty/{prediction.difficulty}"
-
-
-def routing_curve(
-    predictions: Sequence[Prediction], truth: Bools, prevalence: float
-) -> list[tuple[float, float, float]]:
-    """(threshold, prefilter recall, share routed to the LLM at `prevalence`) over thresholds of the prefilter.
-
-    Rows that a rule decides are never routed; violations among them are not the prefilter's to lose.
-    """
-    open_rows = np.array([p.cnn is not None and p.cascade.stage != "rules" for p in predictions])
-    scores = np.array([p.cnn if p.cnn is not None else 1.0 for p in predictions])
-    bad = scores[truth & open_rows]
-    if not len(bad):
-        return []
-    weight = metrics.weights(truth, prevalence)
-    unread = np.array([p.cnn is None for p in predictions])
-    points = []
-    for threshold in np.unique(np.quantile(bad, np.linspace(0, 1, _ROUTING_POINTS))):
-        routed = (open_rows & (scores >= threshold)) | unread
-        share = float((weight * routed).sum() / weight.sum())
-        points.append((float(threshold), float((bad >= threshold).mean()), share))
-    return points
 
 
 def _columns(
@@ -170,9 +133,7 @@ def _columns(
 
 
 def _system(predictions: Sequence[Prediction], truth: Bools, said: Columns, prevalence: float) -> System:
-    def error(at: float | None) -> float | None:
-        return None if said.probabilities is None else metrics.calibration_error(truth, said.probabilities, at)
-
+    errors = _calibration_errors(truth, said.probabilities, prevalence)
     sources = np.array([p.source for p in predictions])
     within = [(truth[sources == s], said.scores[sources == s]) for s in sorted(set(sources.tolist()))]
     return System(
@@ -184,10 +145,23 @@ def _system(predictions: Sequence[Prediction], truth: Bools, said: Columns, prev
         average_precision_at_production=metrics.average_precision(truth, said.scores, prevalence),
         operating=metrics.operating(truth, said.flagged, prevalence),
         threshold=said.threshold,
-        calibration_error=error(None),
-        calibration_error_at_production=error(prevalence),
+        calibration_error=errors[0],
+        calibration_error_corrected=errors[1],
+        calibration_error_at_production=errors[2],
         parts=_parts(predictions, truth, said),
         marketplace=_marketplace(predictions, truth, said),
+    )
+
+
+def _calibration_errors(truth: Bools, said: Floats | None, prevalence: float) -> Sequence[Interval | None]:
+    """As it is, corrected, at production; None of a system that claims no probabilities."""
+    if said is None:
+        return None, None, None
+    corrected = at_prevalence(said, prevalence, float(truth.mean()))
+    return (
+        calibration_error(truth, said),
+        calibration_error(truth, corrected),
+        calibration_error(truth, said, prevalence),
     )
 
 
@@ -219,7 +193,7 @@ def _part(truth: Bools, scores: Floats, flagged: Bools) -> Part:
 
 def _marketplace(predictions: Sequence[Prediction], truth: Bools, said: Columns) -> dict[str, Any]:
     """The marketplace's own messages: AUC of each kind of violation against hard negatives, and recall where a given
-    share of the hard negatives is flagged."""
+    share of the hard negatives, or of the plain messages, is flagged."""
     own = np.array([p.source in (CORPUS, MARKETPLACE_DEV) for p in predictions])
     kind = np.array([p.difficulty or "" for p in predictions])
     hard, bad = own & ~truth & (kind == "hard_negative"), own & truth
@@ -230,66 +204,12 @@ def _marketplace(predictions: Sequence[Prediction], truth: Bools, said: Columns)
         chosen = hard | (bad & (kind == name))
         if (bad & (kind == name)).any():
             found[f"auc {name} against hard negatives"] = metrics.auc(truth[chosen], said.scores[chosen])
-    ranked = np.sort(said.scores[hard])[::-1]
-    for rate in HARD_FALSE_POSITIVES:
-        threshold = ranked[min(int(rate * len(ranked)), len(ranked) - 1)]
-        hits = int((said.scores[bad] > threshold).sum())
-        found[f"recall at {rate:.0%} false positives on hard negatives"] = metrics.proportion(hits, int(bad.sum()))
-    return found
-
-
-def cascade_facts(
-    loaded: Loaded, predictions: Sequence[Prediction], truth: Bools, llm: Bools, prevalence: float
-) -> Cascade:
-    """Who decides, what is routed, what the prefilter loses, what it costs; `llm` is what the LLM alone would flag."""
-    called = np.array([p.cascade.llm_called for p in predictions])
-    deferred = np.array([p.cascade.status != "accepted" for p in predictions])
-    names = {step.stage.name for step in loaded.task.steps if isinstance(step.stage, CnnStage)}
-    cleared = np.array([p.cascade.stage in names and not p.cascade.held for p in predictions])
-    by_rules = np.array([bool(p.rules) and p.cascade.held and not p.cascade.llm_called for p in predictions])
-    seen = int((truth & ~by_rules).sum())
-    kept = int((truth & ~by_rules & ~cleared).sum())
-    weight, costs = metrics.weights(truth, prevalence), _costs(loaded, predictions)
-    named = [p.policy in p.cascade.policies for p, t in zip(predictions, truth, strict=True)
-             if t and p.policy is not None and p.cascade.label == loaded.positive]  # fmt: skip
-    share = float((weight * called).sum() / len(truth))
-    return Cascade(
-        decided_by=dict(Counter(p.cascade.stage or "nobody" for p in predictions)),
-        routed=_share(called),
-        routed_at_production=share,
-        routed_of=_routed_of(predictions, called),
-        prefilter_recall=metrics.proportion(kept, seen),
-        prefilter_recall_lower_bound=metrics.lower_bound(kept, seen) if seen else None,
-        recall_lost_to_prefilter=metrics.proportion(int((truth & cleared & llm).sum()), int(truth.sum())),
-        deferred=_share(deferred),
-        llm_calls_per_1000_at_production=1000 * share,
-        cost_nano_per_1000=round(1000 * float(costs.mean())),
-        cost_nano_per_1000_at_production=round(1000 * float((weight * costs).sum() / len(truth))),
-        policy_named_rightly=metrics.proportion(sum(named), len(named)),
-    )
-
-
-def _routed_of(predictions: Sequence[Prediction], called: Bools) -> dict[str, Interval]:
-    members: dict[str, list[int]] = {}
-    for i, prediction in enumerate(predictions):
-        members.setdefault(f"{prediction.source}/{prediction.label}", []).append(i)
-        if prediction.source in (*SERVICE_SOURCES, *UNTRAINED_SOURCES):
-            members.setdefault("service talk", []).append(i)
-    return {name: _share(called[rows]) for name, rows in sorted(members.items())}
-
-
-def _costs(loaded: Loaded, predictions: Sequence[Prediction]) -> Floats:
-    """Nano-dollars of each row's LLM call at today's price; 0 where none is made."""
-    tariff, now = loaded.model.tariff, datetime.now(UTC)
-    written = 1 + bool(loaded.chain.policies)
-    return np.array([
-        tariff.cost_nano(p.llm_input_tokens, written, now) if p.cascade.llm_called else 0 for p in predictions
-    ], float)  # fmt: skip
-
-
-def _share(flags: Bools) -> Interval:
-    found = metrics.proportion(int(flags.sum()), len(flags))
-    assert found is not None, "there are rows: checked"
+    for name, title, rates in _FALSE_POSITIVES:
+        clean = np.sort(said.scores[own & ~truth & (kind == name)])[::-1]
+        for rate in rates if len(clean) else ():
+            threshold = clean[min(int(rate * len(clean)), len(clean) - 1)]
+            hits = int((said.scores[bad] > threshold).sum())
+            found[f"recall at {rate:.0%} false positives on {title}"] = metrics.proportion(hits, int(bad.sum()))
     return found
 
 
@@ -300,7 +220,7 @@ def _curves(
         roc={name: _thinned(metrics.roc_points, truth, c.scores) for name, c in columns.items()},
         precision_recall={name: _thinned(metrics.precision_recall_points, truth, c.scores)
                           for name, c in columns.items()},
-        reliability={name: [(b.score, b.share, b.weight) for b in metrics.reliability(truth, c.probabilities)]
+        reliability={name: [(b.score, b.share, b.weight) for b in reliability(truth, c.probabilities)]
                      for name, c in columns.items() if c.probabilities is not None},
         routing=routing_curve(predictions, truth, prevalence),
     )  # fmt: skip

@@ -6,7 +6,6 @@ Sources: DeLong, DeLong and Clarke-Pearson 1988 (variance of the AUC); McClish 1
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,7 @@ CONFIDENCE = 0.95
 PRODUCTION_PREVALENCE = 0.015
 """Share of violations in the stream of messages that the task serves."""
 _Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
-BINS = 10
+DRAWS = 200
 
 
 class Interval(Struct, frozen=True):
@@ -43,14 +42,6 @@ class Interval(Struct, frozen=True):
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-class Bin(Struct, frozen=True):
-    """One bin of a reliability diagram: mean score, share of violations, and its weight."""
-
-    score: float
-    share: float
-    weight: float
-
-
 class Operating(Struct, frozen=True, kw_only=True):
     """What a system does to rows at the point where it is run. `at_production` re-weights to that prevalence."""
 
@@ -61,18 +52,9 @@ class Operating(Struct, frozen=True, kw_only=True):
     recall: Interval
     false_positive_rate: Interval
     flag_rate: Interval
-    f1: float
-    precision_at_production: float
-    flags_per_1000_at_production: float
-
-
-class Lift(Struct, frozen=True, kw_only=True):
-    """Ratios new ÷ old on the same rows; None where the old system's rate is 0."""
-
-    precision: Interval | None
-    recall: Interval | None
-    f1: Interval | None
-    flag_rate: Interval | None
+    f1: Interval
+    precision_at_production: Interval
+    flags_per_1000_at_production: Interval
 
 
 def checked(truth: Sequence[bool] | Bools, scores: Sequence[float] | Floats) -> tuple[Bools, Floats]:
@@ -133,7 +115,7 @@ def bootstrap(statistic: Statistic, truth: Bools, scores: Floats, *, times: int 
     return Interval(float(statistic(truth, scores)), float(low), float(high))
 
 
-def average_precision(truth: Bools, scores: Floats, prevalence: float | None = None, *, times: int = 200) -> Interval:
+def average_precision(truth: Bools, scores: Floats, prevalence: float | None = None, *, times: int = DRAWS) -> Interval:
     """Area under the precision-recall curve, at the set's own prevalence or re-weighted to another; bootstrapped."""
 
     def statistic(t: Bools, s: Floats) -> float:
@@ -142,10 +124,13 @@ def average_precision(truth: Bools, scores: Floats, prevalence: float | None = N
     return bootstrap(statistic, truth, scores, times=times)
 
 
-def partial_auc(truth: Bools, scores: Floats, max_false_positive_rate: float = 0.1) -> float:
-    """AUC over false positive rates up to a limit, standardised: 0.5 is chance, 1 is perfect."""
-    truth, scores = checked(truth, scores)
-    return float(roc_auc_score(truth, scores, max_fpr=max_false_positive_rate))
+def partial_auc(truth: Bools, scores: Floats, max_false_positive_rate: float = 0.1) -> Interval:
+    """AUC over false positive rates up to a limit, standardised: 0.5 is chance, 1 is perfect; bootstrapped."""
+
+    def statistic(t: Bools, s: Floats) -> float:
+        return float(roc_auc_score(t, s, max_fpr=max_false_positive_rate))
+
+    return bootstrap(statistic, truth, scores, times=DRAWS)
 
 
 def weights(truth: Bools, prevalence: float | None) -> Floats:
@@ -174,55 +159,25 @@ def operating(truth: Bools, flagged: Bools, prevalence: float) -> Operating:
     truth, _ = checked(truth, flagged.astype(float))
     hits, violations = int((truth & flagged).sum()), int(truth.sum())
     false_hits = int((~truth & flagged).sum())
-    recall, false_rate = _share(hits, violations), _share(false_hits, len(truth) - violations)
-    bad, good = recall.value * prevalence, false_rate.value * (1 - prevalence)
+
+    def drawn(statistic: Callable[[Bools, Bools], float]) -> Interval:
+        return bootstrap(lambda t, f: statistic(t, f > 0), truth, flagged.astype(float), times=DRAWS)
+
+    def flags(t: Bools, f: Bools) -> float:
+        return float(weights(t, prevalence)[f].sum() / len(t))
+
     return Operating(
         rows=len(truth),
         violations=violations,
         flagged=hits + false_hits,
         precision=proportion(hits, hits + false_hits),
-        recall=recall,
-        false_positive_rate=false_rate,
+        recall=_share(hits, violations),
+        false_positive_rate=_share(false_hits, len(truth) - violations),
         flag_rate=_share(hits + false_hits, len(truth)),
-        f1=_f1(truth, flagged),
-        precision_at_production=bad / (bad + good) if bad + good else 0.0,
-        flags_per_1000_at_production=1000 * (bad + good),
+        f1=drawn(_f1),
+        precision_at_production=drawn(lambda t, f: flags(t, t & f) / flags(t, f) if f.any() else 0.0),
+        flags_per_1000_at_production=drawn(lambda t, f: 1000 * flags(t, f)),
     )
-
-
-def lift(truth: Bools, new: Bools, old: Bools, *, times: int = 1000, seed: int = 7) -> Lift:
-    """How many times the old system's rates the new one's are, with paired, stratified bootstrap intervals."""
-    checked(truth, new.astype(float))
-    rng = np.random.default_rng(seed)
-    bad, good = np.flatnonzero(truth), np.flatnonzero(~truth)
-    ratios = []
-    for _ in range(times):
-        picked = np.concatenate([rng.choice(bad, len(bad)), rng.choice(good, len(good))])
-        ratios.append(_ratios(truth[picked], new[picked], old[picked]))
-    spread = np.array(ratios)
-    return Lift(**{
-        name: _spread(value, spread[:, i])
-        for i, (name, value) in enumerate(zip(Lift.__struct_fields__, _ratios(truth, new, old), strict=True))
-    })  # fmt: skip
-
-
-def reliability(truth: Bools, probabilities: Floats, prevalence: float | None = None) -> list[Bin]:
-    """Equal-width bins of the score that are not empty, re-weighted to `prevalence`."""
-    truth, probabilities = checked(truth, probabilities)
-    weight = weights(truth, prevalence)
-    place = np.clip((probabilities * BINS).astype(int), 0, BINS - 1)
-    bins = []
-    for b in np.unique(place):
-        inside = place == b
-        total = weight[inside].sum()
-        score = float((weight * probabilities)[inside].sum() / total)
-        bins.append(Bin(score, float((weight * truth)[inside].sum() / total), float(total / weight.sum())))
-    return bins
-
-
-def calibration_error(truth: Bools, probabilities: Floats, prevalence: float | None = None) -> float:
-    """Expected calibration error over `reliability`'s bins: mean gap between score and share, by weight."""
-    return sum(b.weight * abs(b.score - b.share) for b in reliability(truth, probabilities, prevalence))
 
 
 def roc_points(truth: Bools, scores: Floats) -> list[tuple[float, float]]:
@@ -258,24 +213,6 @@ def _share(hits: int, of: int) -> Interval:
 def _f1(truth: Bools, flagged: Bools) -> float:
     total = int(truth.sum()) + int(flagged.sum())
     return 2 * int((truth & flagged).sum()) / total if total else 0.0
-
-
-def _ratios(truth: Bools, new: Bools, old: Bools) -> tuple[float, float, float, float]:
-    def rates(flagged: Bools) -> Floats:
-        hits, flags = (truth & flagged).sum(), flagged.sum()
-        return np.array([hits / flags if flags else 0.0, hits / truth.sum(), _f1(truth, flagged), flags / len(truth)])
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a, b, c, d = (rates(new) / rates(old)).tolist()
-    return a, b, c, d
-
-
-def _spread(value: float, spread: Floats) -> Interval | None:
-    finite: Any = spread[np.isfinite(spread)]
-    if not np.isfinite(value) or not len(finite):
-        return None
-    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high))
 
 
 def _on_logit_scale(value: float, variance: float) -> Interval:

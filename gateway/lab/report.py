@@ -62,11 +62,17 @@ def _cell(value: object) -> str:
 def _systems(found: Evaluation) -> Iterator[str]:
     yield "## How well each system ranks\n"
     head = ["system", "AUC within sources", "pooled AUC", "pooled, bootstrap", "partial AUC to 10 %",
-            "average precision", "at production", "calibration error", "at production"]  # fmt: skip
+            "average precision", "at production"]  # fmt: skip
     yield from table(head, [
         [TITLES[n], s.auc, s.pooled_auc, s.pooled_auc_bootstrap, s.partial_auc_10, s.average_precision,
-         s.average_precision_at_production, s.calibration_error, s.calibration_error_at_production]
+         s.average_precision_at_production]
         for n, s in found.systems.items()
+    ])  # fmt: skip
+    yield "## What scores are worth as probabilities\n"
+    head = ["system", "calibration error", "scores carried to this set's share of violations", "at production"]
+    yield from table(head, [
+        [TITLES[n], s.calibration_error, s.calibration_error_corrected, s.calibration_error_at_production]
+        for n, s in found.systems.items() if s.calibration_error is not None
     ])  # fmt: skip
 
 
@@ -87,6 +93,12 @@ def _lift(found: Evaluation) -> Iterator[str]:
     yield "## Lift: how many times\n"
     rows = [[name, lift.precision, lift.recall, lift.f1, lift.flag_rate] for name, lift in found.lift.items()]
     yield from table(["", "precision", "recall", "F1", "flag rate"], rows)
+    yield "Where only the threshold of the first moves:\n"
+    head = ["", "precision at the other's recall", "precision at 1.5 times that recall", "recall at its precision"]
+    yield from table(head, [
+        [name, m.precision_at_its_recall, m.precision_at_half_more_recall, m.recall_at_its_precision]
+        for name, m in found.matched_lift.items()
+    ])  # fmt: skip
 
 
 def _cascade(found: Evaluation) -> Iterator[str]:

@@ -144,8 +144,11 @@ def _without(committed: Any, systems: Sequence[str]) -> Any:
         return committed
     left_out = {"previous", "prompted"} - set(systems)
     kept = {name: value for name, value in committed["systems"].items() if name not in left_out}
-    lift = {name: value for name, value in committed["lift"].items() if name.split()[-1] not in left_out}
-    return {**committed, "systems": kept, "lift": lift}
+    lifts = {
+        key: {name: value for name, value in committed.get(key, {}).items() if name.split()[-1] not in left_out}
+        for key in ("lift", "matched_lift")
+    }
+    return {**committed, "systems": kept, **lifts}
 
 
 def stated(results: Mapping[str, Any]) -> Iterator[str]:

@@ -13,9 +13,9 @@ from msgspec import Struct, structs
 from gateway.core.cascade import Finding, StageFailed
 from gateway.core.task import ChainStage, CnnStage, Stage
 from gateway.lab.calibrate import threshold_for_recall
-from gateway.lab.measure import Cascade, cascade_facts
 from gateway.lab.metrics import PRODUCTION_PREVALENCE, Operating, operating
 from gateway.lab.predictions import Prediction, decided, read_predictions
+from gateway.lab.routing import Cascade, cascade_facts
 from gateway.lab.rows import LabError
 from gateway.lab.systems import Loaded, decide, load_task, with_thresholds
 

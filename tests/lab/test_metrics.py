@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from gateway.lab import metrics
+from gateway.lab import lift, metrics, reliability
 from gateway.lab.rows import LabError
 
 
@@ -83,9 +83,10 @@ def test_operating_point_by_hand() -> None:
     assert found.recall.value == 0.75
     assert found.precision is not None
     assert found.precision.value == pytest.approx(3 / 9)
-    assert found.f1 == pytest.approx(6 / 13)
+    assert found.f1.value == pytest.approx(6 / 13)
+    assert found.f1.low < 6 / 13 < found.f1.high
     assert found.false_positive_rate.value == pytest.approx(6 / 96)
-    assert found.precision_at_production == pytest.approx(0.00075 / (0.00075 + 0.0625 * 0.999))
+    assert found.precision_at_production.value == pytest.approx(0.00075 / (0.00075 + 0.0625 * 0.999))
 
 
 def test_no_flags_have_no_precision() -> None:
@@ -93,7 +94,10 @@ def test_no_flags_have_no_precision() -> None:
     truth = np.arange(10) < 3
     nothing = np.zeros(10, bool)
     assert metrics.operating(truth, nothing, 0.01).precision is None
-    assert metrics.lift(truth, truth, nothing, times=20).precision is None
+    assert lift.lift(truth, truth, nothing, times=20).precision is None
+    assert lift.matched(truth, truth.astype(float), nothing, times=20) == lift.Matched(
+        precision_at_its_recall=None, precision_at_half_more_recall=None, recall_at_its_precision=None
+    )
 
 
 def test_lift_by_hand() -> None:
@@ -101,20 +105,50 @@ def test_lift_by_hand() -> None:
     truth = np.arange(400) < 100
     old = (np.arange(400) < 50) | (np.arange(400) >= 350)
     new = np.arange(400) < 50
-    found = metrics.lift(truth, new, old, times=200)
+    found = lift.lift(truth, new, old, times=200)
     assert found.precision is not None
     assert found.precision.value == pytest.approx(2.0)
     assert found.precision.low < 2 < found.precision.high
     assert found.recall == metrics.Interval(1.0, 1.0, 1.0)
 
 
+def test_matched_lift_by_hand() -> None:
+    """The old system finds 4 of 10 violations with 16 flags; the new ranking has 4 false hits behind its first 8."""
+    truth = np.arange(200) < 10
+    old = (np.arange(200) < 4) | (np.arange(200) >= 188)
+    scores = np.zeros(200)
+    scores[:8], scores[100:104], scores[8:10] = 3.0, 2.0, 1.0
+    found = lift.matched(truth, scores, old, times=100)
+    assert found.precision_at_its_recall is not None
+    assert found.precision_at_its_recall.value == pytest.approx(1 / 0.25)  # the tie at the top has 8 of 10, all right
+    assert found.precision_at_half_more_recall is not None
+    assert found.precision_at_half_more_recall.value == found.precision_at_its_recall.value
+    assert found.recall_at_its_precision is not None
+    assert found.recall_at_its_precision.value == pytest.approx(1.0 / 0.4)  # all ten with four false hits: 10 of 14
+    assert found.recall_at_its_precision.low < 2.5 < found.recall_at_its_precision.high
+
+
+def test_no_point_matches_more_recall_than_there_is() -> None:
+    """One and a half times a recall of 0.8 is none."""
+    truth = np.arange(50) < 10
+    found = lift.matched(truth, truth.astype(float), np.arange(50) < 8, times=20)
+    assert found.precision_at_half_more_recall is None
+    assert found.recall_at_its_precision is not None
+
+
 def test_calibration_error_of_known_scores() -> None:
     """0 where one in four of the rows at 0.25 is a violation, 0.5 where they are at 0.75."""
     truth = np.tile([True, False, False, False], 25)
-    assert metrics.calibration_error(truth, np.full(100, 0.25)) == pytest.approx(0.0)
-    assert metrics.calibration_error(truth, np.full(100, 0.75)) == pytest.approx(0.5)
-    at_production = metrics.calibration_error(truth, np.full(100, 0.25), prevalence=0.01)
-    assert at_production == pytest.approx(0.24)
+    assert reliability.calibration_error(truth, np.full(100, 0.25)).value == pytest.approx(0.0)
+    assert reliability.calibration_error(truth, np.full(100, 0.75)).value == pytest.approx(0.5)
+    at_production = reliability.calibration_error(truth, np.full(100, 0.25), prevalence=0.01)
+    assert at_production.value == pytest.approx(0.24)
+
+
+def test_scores_are_carried_to_another_prevalence_by_their_odds() -> None:
+    """One in a hundred at a prevalence of one in a hundred is one in two where half are violations; ends stay."""
+    carried = reliability.at_prevalence(np.array([0.0, 0.01, 1.0]), 0.01, 0.5)
+    assert carried.tolist() == pytest.approx([0.0, 0.5, 1.0])
 
 
 def test_the_best_f1_threshold_splits_no_tie() -> None:

@@ -131,18 +131,18 @@ INTERVAL = {"value": 0.8, "low": 0.6, "high": 0.9}
 @pytest.mark.parametrize(
     ("committed", "now", "differs"),
     [
-        ({"f1": 0.5}, {"f1": 0.509}, False),
-        ({"f1": 0.5}, {"f1": 0.52}, True),
+        ({"value": 0.5}, {"value": 0.509}, False),
+        ({"value": 0.5}, {"value": 0.52}, True),
         (INTERVAL, {**INTERVAL, "value": 0.87}, False),
         (INTERVAL, {**INTERVAL, "value": 0.88}, True),
         (INTERVAL, None, True),
-        ({"f1": 0.5}, {"f1": math.nan}, True),
-        ({"f1": 0.5}, {"f1": None}, True),
+        ({"value": 0.5}, {"value": math.nan}, True),
+        ({"value": 0.5}, {"value": None}, True),
         ({"a": 2.0}, {"a": 2.09}, False),
         ({"accept_above": 0.012}, {"accept_above": 0.013}, True),
         ({"sha256": "x"}, {"sha256": "y"}, True),
-        ({"rows": 5, "curves": {"f1": 1.0}}, {}, False),
-        ({}, {"f1": 1.0}, False),
+        ({"rows": 5, "curves": {"value": 1.0}}, {}, False),
+        ({}, {"value": 1.0}, False),
     ],
 )
 def test_what_counts_as_a_difference(committed: Any, now: Any, differs: bool) -> None:
