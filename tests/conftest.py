@@ -12,6 +12,7 @@ from gateway.local.valkey import start_valkey
 
 if TYPE_CHECKING:
     from fault_server import FaultServer
+    from playwright.async_api import Browser
 
 pytest_plugins = ["model_doors"]
 
@@ -57,6 +58,20 @@ async def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(tmp_path: Path, migrated_file: Path) -> str:
     """URL of a fresh SQLite database with the whole schema."""
     return f"sqlite:///{copy(migrated_file, tmp_path / 'gateway.db')}"
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator["Browser"]:
+    """Headless, Debian's or whatever CHROMIUM names."""
+    from browsers import CHROMIUM
+    from playwright.async_api import async_playwright
+
+    if CHROMIUM is None:
+        pytest.skip("no browser: install chromium, or name one in CHROMIUM")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
 
 
 @pytest.fixture

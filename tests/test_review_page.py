@@ -1,21 +1,21 @@
 """The reviewer's page in a real browser, over a real gateway: three held messages decided with the keyboard alone."""
 
-import os
-import shutil
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from browsers import faults, fits_at_400_percent, sign_in
+from playwright.async_api import Browser, Page, expect
 from reviewers import CALLER, OWNER, Receiver
 from stack import MIGRATIONS, Gateway, gateway
 
 from gateway.adapters.sql.access import new_key, opened
+from gateway.adapters.sql.review_book import SqlReviewBook
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.core.clock import Clock
+from gateway.core.review_ports import Filter
 from gateway.core.webhooks import Webhook, new_secret
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ASKED = ("Shall I pay you in cash and skip the fee?", "Can you call me before you accept?", "Cash is cheaper for both.")
 TASK = """
 owner = "etiquette"
@@ -56,19 +56,7 @@ FILES = {
     "tasks/posts/off_platform.md": "# Off the platform\n\n**A violation:** asking to pay elsewhere.\n",
     "tasks/posts/spam.md": "# Spam\n\n**A violation:** advertising.\n",
 }
-expect.set_options(timeout=30_000)
 SETTINGS = {"review_undo_s": "5", "sweep_s": "1", "webhook_retry_s": "0.05"}
-
-
-@pytest.fixture
-async def chromium() -> AsyncIterator[Browser]:
-    """Headless, Debian's or whatever CHROMIUM names."""
-    if CHROMIUM is None:
-        pytest.skip("no browser: install chromium, or name one in CHROMIUM")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        await browser.close()
 
 
 @pytest.mark.timeout(300)
@@ -87,8 +75,8 @@ async def test_three_held_messages_are_decided_by_keyboard(
             page = await (await chromium.new_context(viewport={"width": 1200, "height": 800})).new_page()
             told: list[str] = []
             page.on("console", lambda message: told.append(message.text))
-            await _sign_in(page, up.url, key)
-            await _decide_all(page, tmp_path)
+            await sign_in(page, up.url, key)
+            await _decide_all(page)
             await receiver.complete.wait()
     outcomes = sorted(message["data"]["outcome"] for message in receiver.taken.values())
     assert outcomes == ["block", "block", "deliver"]
@@ -101,17 +89,69 @@ async def test_three_held_messages_are_decided_by_keyboard(
     assert [text for text in told if "Content Security Policy" in text] == []
 
 
-async def _sign_in(page: Page, url: str, key: str) -> None:
-    await page.goto(f"{url}/desk")
-    await expect(page.get_by_label("Your key")).to_be_focused()
-    await page.keyboard.type(key)
-    await page.keyboard.press("Enter")
-    await expect(page.get_by_role("heading", name="Nothing on your desk")).to_be_visible()
-    # Keys act once the scripts have run.
-    await page.wait_for_load_state()
+@pytest.mark.timeout(300)
+async def test_the_page_has_no_fault_that_a_machine_can_find(
+    tmp_path: Path, database: str, valkey: str, chromium: Browser
+) -> None:
+    """Names, roles and contrast by WCAG 2.2 AA, light and dark: signing in, blurred, revealed, decided, empty."""
+    key = await new_key(database, OWNER, frozenset({"review", "lead"}))
+    caller = await new_key(database, CALLER, frozenset({"invoke"}))
+    with gateway(_home(tmp_path), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
+        await _hold(up, caller, ASKED[:1])
+        page = await (await chromium.new_context()).new_page()
+        await page.goto(f"{up.url}/desk")
+        assert await faults(page) == []
+        await sign_in(page, up.url, key)
+        await page.keyboard.press("n")
+        await expect(page.get_by_role("button", name="Reveal")).to_be_visible()
+        assert await faults(page) == []
+        await page.keyboard.press("r")
+        await expect(page.get_by_role("group", name="The text")).to_be_focused()
+        assert await faults(page) == []
+        await page.keyboard.press("b")
+        await expect(page.get_by_role("heading", name="Nothing on your desk")).to_be_visible()
+        await expect(page.get_by_role("button", name="Undo")).to_be_visible()
+        assert await faults(page) == []
+        await page.goto(f"{up.url}/desk/agreement")
+        assert await faults(page) == []
 
 
-async def _decide_all(page: Page, folder: Path) -> None:
+@pytest.mark.timeout(300)
+async def test_an_item_stays_with_whoever_reads_it(
+    tmp_path: Path, database: str, valkey: str, chromium: Browser
+) -> None:
+    """The lease begins anew while the page is open and somebody is there, and no more once nobody was for long."""
+    key = await new_key(database, OWNER, frozenset({"review"}))
+    caller = await new_key(database, CALLER, frozenset({"invoke"}))
+    with gateway(_home(tmp_path), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
+        await _hold(up, caller, ASKED[:1])
+        page = await (await chromium.new_context()).new_page()
+        await page.clock.install()
+        await sign_in(page, up.url, key)
+        await page.keyboard.press("n")
+        await expect(page.get_by_role("button", name="Reveal")).to_be_visible()
+        ends = [await _lease_until(database)]
+        for _ in range(2):
+            async with page.expect_response(lambda answer: answer.url.endswith("/renew")) as renewed:
+                await page.clock.fast_forward("03:20")
+            assert (await renewed.value).status == 200
+            ends.append(await _lease_until(database))
+        assert ends == sorted(set(ends))
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.clock.fast_forward("15:00")
+        await page.keyboard.press("r")
+        await expect(page.get_by_role("group", name="The text")).to_be_focused()
+        assert [url for url in asked if url.endswith("/renew")] == []
+
+
+async def _lease_until(url: str) -> str:
+    async with opened(url) as database:
+        (item,) = await SqlReviewBook(database).listed(Filter(state="leased"))
+    return str(item.lease_until)
+
+
+async def _decide_all(page: Page) -> None:
     """By keys only; each step waits for what a reviewer would see."""
     case, words = page.locator("article:not([hidden])"), page.get_by_role("group", name="The text")
     await page.keyboard.press("n")
@@ -123,8 +163,7 @@ async def _decide_all(page: Page, folder: Path) -> None:
     await expect(words).to_be_focused()
     await expect(page.get_by_text("1 of severity 2")).to_be_visible()
     await expect(page.get_by_role("checkbox", name="off platform")).to_be_checked()
-    await page.screenshot(path=os.environ.get("SCREENSHOT", folder / "review-page.png"), caret="initial")
-    await _fits_at_400_percent(page)
+    await fits_at_400_percent(page)
 
     await page.keyboard.press("b")
     await _now(page, "Blocked.", ASKED[1])
@@ -151,17 +190,9 @@ async def _now(page: Page, said: str, text: str) -> None:
     await expect(page.locator("#ahead")).to_have_count(1 if text == ASKED[1] else 0)
 
 
-async def _fits_at_400_percent(page: Page) -> None:
-    """A window of 1280 pixels at 400 % is 320 wide: one column, and nothing to scroll sideways."""
-    await page.set_viewport_size({"width": 320, "height": 640})
-    widths = await page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert widths[0] <= widths[1]
-    await page.set_viewport_size({"width": 1200, "height": 800})
-
-
-async def _hold(up: Gateway, key: str) -> None:
+async def _hold(up: Gateway, key: str, texts: Sequence[str] = ASKED) -> None:
     async with up.client(key) as client:
-        for text in ASKED:
+        for text in texts:
             given = {"message": text, "sender_role": "customer", "context": [{"message": "I can come on Friday."}]}
             answer = await client.post("/tasks/posts/invoke", json={"input": given})
             assert answer.json()["metadata"]["action"] == "review"

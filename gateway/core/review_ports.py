@@ -11,11 +11,14 @@ from gateway.core.reviews import LEASE, Event, Item, Outcome, Reviewer, Rule, St
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """Which items are listed: at most `limit`, newest first, older than the one of the id `before`."""
+    """Which items are listed: at most `limit`, newest first, older than the one of the id `before`. `lease_key`: those
+    that this key has on lease.
+    """
 
     owner_team: str | None = None
     task: str | None = None
     state: State | None = None
+    lease_key: str | None = None
     before: str | None = None
     limit: int = 100
 

@@ -73,7 +73,10 @@ class MemoryReviews:
 
     async def listed(self, wanted: Filter) -> Sequence[Item]:
         """Newest first."""
-        return [i for i in reversed(self.items.values()) if i.owner_team == wanted.owner_team][: wanted.limit]
+        asked = [(name, getattr(wanted, name)) for name in ("owner_team", "task", "state", "lease_key")]
+        named = [(name, value) for name, value in asked if value is not None]
+        items = reversed(self.items.values())
+        return [i for i in items if all(getattr(i, name) == value for name, value in named)][: wanted.limit]
 
     async def depth(self, owner_team: str, now: datetime) -> Sequence[Depth]:
         """What is open."""

@@ -276,6 +276,27 @@ async def test_an_item_goes_from_the_queue_to_a_decision_and_back(desk: Served) 
     assert (items[first].outcome, items[second].state) == ("deliver", "leased")
 
 
+async def test_who_reads_keeps_the_item_and_the_next_one(desk: Served) -> None:
+    """Renewal moves the end of both leases, and the forms of the page stay good; what was lost is said to be."""
+    first, second = await ask(desk), await ask(desk)
+    items = desk.memory.reviews.items
+    async with browser(desk, desk.memory.key("trust", "review")) as visitor:
+        html = (await visitor.act("/desk/next")).text
+        await visitor.act("/desk/ahead", item=first)
+        every = re.search(r'hx-trigger="every (\d+)s"', html)
+        assert every is not None
+        assert 150 <= int(every.group(1)) <= 200
+        before = [items[id_].lease_until for id_ in (first, second)]
+        assert (await visitor.act(f"/desk/{first}/renew")).status_code == 200
+        assert all(items[id_].lease_until > end for id_, end in zip((first, second), before, strict=True))
+        await visitor.act(f"/desk/{first}/decide", token=lease_token(html), outcome="deliver")
+        assert (await visitor.act(f"/desk/{first}/renew")).status_code == 409
+    async with browser(desk, desk.memory.key("trust", "review")) as other:
+        end = items[second].lease_until
+        assert (await other.act(f"/desk/{second}/renew")).status_code == 409
+    assert (items[first].outcome, items[second].lease_until) == ("deliver", end)
+
+
 async def test_how_reviewers_agree_is_for_leads(desk: Served) -> None:
     """Each reviewer beside what is known; a reviewer does not read it."""
     for scope, status in (("lead", 200), ("admin", 200), ("review", 403)):

@@ -60,8 +60,8 @@ class SqlReviewBook:
     async def listed(self, wanted: Filter) -> Sequence[Item]:
         """Items of every kind. Raises Unavailable."""
         query = select(review_item).order_by(_item.id.desc()).limit(wanted.limit)
-        for column, value in (("owner_team", wanted.owner_team), ("task", wanted.task), ("state", wanted.state)):
-            if value is not None:
+        for column in ("owner_team", "task", "state", "lease_key"):
+            if (value := getattr(wanted, column)) is not None:
                 query = query.where(_item[column] == value)
         if wanted.before is not None:
             query = query.where(_item.id < wanted.before)

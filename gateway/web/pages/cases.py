@@ -25,7 +25,8 @@ class PolicyView(Struct, frozen=True):
 
 
 class CaseView(Struct, frozen=True, kw_only=True):
-    """A case as the template reads it. `blur` is 1 to 3, and 0 once revealed. `input` is None once it was erased.
+    """A case as the template reads it. `blur` is 1 to 3, and 0 once revealed. `input` is None once it was erased. Its
+    lease is renewed every `renew_s` while somebody reads.
 
     Of what kind it is, and what others said of it, is not here: who judges, judges blind.
     """
@@ -43,12 +44,12 @@ class CaseView(Struct, frozen=True, kw_only=True):
     thread_id: str | None
     runs: int
     due_at: datetime
-    lease_until: datetime | None
+    renew_s: int
     stages: tuple[Mapping[str, Any], ...]
     policies: Sequence[PolicyView]
 
 
-def case_view(case: Case, task: LoadedTask | None, *, revealed: bool) -> CaseView:
+def case_view(case: Case, task: LoadedTask | None, now: datetime, *, revealed: bool) -> CaseView:
     """`task` is None where it is no longer served."""
     item, question = case.item, case.question
     return CaseView(
@@ -65,7 +66,7 @@ def case_view(case: Case, task: LoadedTask | None, *, revealed: bool) -> CaseVie
         thread_id=question.thread_id,
         runs=item.runs,
         due_at=item.due_at,
-        lease_until=item.lease_until,
+        renew_s=_renew_s(item.lease_until, now),
         stages=question.stages,
         policies=_policies(task, item.policies) if task else (),
     )
@@ -74,6 +75,11 @@ def case_view(case: Case, task: LoadedTask | None, *, revealed: bool) -> CaseVie
 def may_judge(caller: Caller) -> bool:
     """Administrators look after keys and teams; the texts are for reviewers."""
     return not caller.scopes.isdisjoint(("review", "lead"))
+
+
+def _renew_s(lease_until: datetime | None, now: datetime) -> int:
+    """A third of what is left: two answers may be lost before the lease is."""
+    return max(1, int((lease_until - now).total_seconds() / 3)) if lease_until else 1
 
 
 def _ordered(given: Mapping[str, Any] | None, task: LoadedTask | None) -> Mapping[str, Any] | None:

@@ -85,6 +85,11 @@ def redirect(to: str, exchange: Exchange, *, headers: Headers | None = None) -> 
     return Reply(b"", [*exchange.headers(), *_STRICT, *location, *(headers or [])], 303, HTML)
 
 
+def empty(exchange: Exchange) -> Reply:
+    """Done, and there is nothing to show."""
+    return Reply(b"", [*exchange.headers(), *_STRICT], media_type=HTML)
+
+
 def asset(request: "Request[Any, Any, Any]", name: str) -> Reply:
     """A file of the page. Raises KeyError where there is none of that name."""
     found = ASSETS[name]

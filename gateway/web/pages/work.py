@@ -18,7 +18,7 @@ from gateway.web.doors import Doors
 from gateway.web.exchange import exchange_of
 from gateway.web.pages.cases import WORST, CaseView, case_view, may_judge
 from gateway.web.pages.entrance import SIGN_IN, leaving
-from gateway.web.pages.html import page, redirect
+from gateway.web.pages.html import empty, page, redirect
 from gateway.web.pages.sessions import PATH, Form, Visits, first, visitor_of
 from gateway.web.reply import Reply
 
@@ -38,7 +38,6 @@ NOTICES: Mapping[str, str] = {
 _DONE = ("deliver", "block")
 _REASONS = ("unclear", "language", "knows_a_party", "distressing")
 _AHEAD = 2
-_MANY = 500
 
 
 class WorkPages:
@@ -56,6 +55,7 @@ class WorkPages:
             post("/ahead", status_code=200)(self.lease_ahead),
             post("/sign-out", status_code=303)(self.sign_out),
             post(f"{item}/reveal", status_code=303)(self.reveal),
+            post(f"{item}/renew", status_code=200)(self.renew),
             post(f"{item}/decide", status_code=303)(self.decide),
             post(f"{item}/skip", status_code=303)(self.skip),
             post(f"{item}/undo", status_code=303)(self.undo),
@@ -111,6 +111,15 @@ class WorkPages:
         today = self._doors.clock.now().date()
         await self._exposure.add(caller.key_id, today, item.severity or WORST, item.root_id)
         return self._back(request, item=review_id, shown=review_id)
+
+    async def renew(self, request: AnyRequest) -> Reply:
+        """Whoever is still reading keeps the item, and the one leased ahead. Raises Conflict where it is lost."""
+        caller, _ = await self._asked(request)
+        mine = await self._mine(caller)
+        if request.path_params["review_id"] not in [item.id for item in mine]:
+            raise Conflict("This lease is not, or no longer, yours.")
+        await self._renew(caller, mine)
+        return empty(exchange_of(request, self._doors.clock))
 
     async def decide(self, request: AnyRequest) -> Reply:
         """Deliver, block or escalate; a block says why."""
@@ -178,10 +187,14 @@ class WorkPages:
         mine = await self._mine(caller)
         if not mine and await self._take(caller) is not None:
             return self._back(request, **said)
-        with suppress(Conflict):
-            for item in mine[:1]:
-                await self._desk.renew(caller, item.id, item.lease_token or "")
+        await self._renew(caller, mine[:1])
         return self._back(request, **({"item": mine[0].id} if mine else {}), **said)
+
+    async def _renew(self, caller: Caller, items: Sequence[Item]) -> None:
+        """Where a deadline has passed, a lease is what is left of it."""
+        for item in items:
+            with suppress(Conflict):
+                await self._desk.renew(caller, item.id, item.lease_token or "")
 
     async def _take(self, caller: Caller) -> Case | None:
         """What only a lead can judge comes first for a lead."""
@@ -191,15 +204,8 @@ class WorkPages:
     async def _mine(self, caller: Caller) -> list[Item]:
         """The items that this reviewer has on lease, longest first."""
         now = self._doors.clock.now()
-        leased = await self._desk.listed(caller, Filter(state="leased", limit=_MANY))
-        ends = {
-            item.id: item.lease_until
-            for item in leased
-            if item.state == "leased"
-            and item.lease_key == caller.key_id
-            and item.lease_until
-            and item.lease_until > now
-        }
+        leased = await self._desk.listed(caller, Filter(state="leased", lease_key=caller.key_id))
+        ends = {item.id: item.lease_until for item in leased if item.lease_until and item.lease_until > now}
         return sorted((item for item in leased if item.id in ends), key=lambda item: ends[item.id])
 
     async def _view(self, caller: Caller, item: Item, shown: str | None) -> CaseView | None:
@@ -207,7 +213,8 @@ class WorkPages:
             case = await self._desk.show(caller, item.id)
         except NotFound:
             return None
-        return case_view(case, self._doors.registry().tasks.get(item.task), revealed=shown == item.id)
+        task = self._doors.registry().tasks.get(item.task)
+        return case_view(case, task, self._doors.clock.now(), revealed=shown == item.id)
 
     def _back(self, request: AnyRequest, **said: str) -> Reply:
         query = f"?{urlencode(said)}" if said else ""

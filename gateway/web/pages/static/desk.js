@@ -1,7 +1,11 @@
 "use strict";
 // Keys, focus, and the item that was loaded ahead. Without this file, and without htmx, every form works as it is.
 
+const IDLE_MS = 10 * 60 * 1000;
 const busy = () => document.body.hasAttribute("aria-busy");
+let active = Date.now();
+for (const sign of ["keydown", "pointerdown", "pointermove", "wheel", "touchmove"])
+  document.addEventListener(sign, () => { active = Date.now(); }, { passive: true });
 const keys = document.getElementById("keys");
 
 if (keys) {
@@ -21,7 +25,11 @@ document.addEventListener("keydown", (event) => {
 // The next item is on the screen while the decision is on its way; it becomes active with the answer.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const form = event.detail.elt;
-  if (form.hasAttribute("data-ahead")) return;
+  if (form.hasAttribute("data-unseen")) {
+    // Who has gone away gives the item back by letting its lease end.
+    if (form.hasAttribute("data-renew") && (document.hidden || Date.now() - active > IDLE_MS)) event.preventDefault();
+    return;
+  }
   if (busy()) return event.preventDefault();
   document.body.setAttribute("aria-busy", "true");
   const ahead = document.getElementById("ahead");
@@ -42,6 +50,9 @@ document.addEventListener("htmx:afterSettle", (event) => {
 
 for (const failure of ["htmx:responseError", "htmx:sendError", "htmx:timeout"]) {
   document.addEventListener(failure, (event) => {
-    if (!event.detail.elt.hasAttribute("data-ahead")) location.assign("/desk?did=failed");
+    const form = event.detail.elt;
+    if (!form.hasAttribute("data-unseen")) return location.assign("/desk?did=failed");
+    // The lease was lost. What is asked after a decision says nothing of the item that is shown now.
+    if (form.hasAttribute("data-renew") && event.detail.xhr.status === 409 && form.isConnected && !busy()) location.assign("/desk?did=late");
   });
 }
