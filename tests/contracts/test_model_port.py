@@ -18,6 +18,8 @@ from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, Runner, StageFailed
 
 DOORS = ("tgi", "openai")
+PATIENCE_S = 30.0
+"""More than anything takes that is not meant to take for ever, on a machine however busy."""
 
 
 class Stage:
@@ -114,7 +116,7 @@ async def test_every_failure_has_its_reason_and_its_place_in_the_books(
 ) -> None:  # fmt: skip
     """What was surely not counted is settled at nothing, all else is unsettled; only what can heal is tried again."""
     server.script.extend([behaviour] * 9)
-    found, metered = await stage.fail(url, timeout_s=0.15, deadline_s=5.0)
+    found, metered = await stage.fail(url, timeout_s=0.15 if behaviour is hang else PATIENCE_S, deadline_s=PATIENCE_S)
     assert found == reason
     assert metered.outcomes == [outcome] * tries
     assert len(server.asked) == tries
@@ -128,22 +130,22 @@ async def test_every_failure_has_its_reason_and_its_place_in_the_books(
 async def test_a_passing_failure_is_retried(stage: Stage, server: FaultServer, url: str, behaviour: Behaviour) -> None:
     """One bad try, then a good one: the finding is that of the good one, and both tries are in the books."""
     server.script.append(behaviour)
-    finding, metered = await stage.run(url, timeout_s=0.5)
+    finding, metered = await stage.run(url, timeout_s=2.0 if behaviour is hang else PATIENCE_S, deadline_s=PATIENCE_S)
     assert finding.score == pytest.approx(0.9168, abs=1e-4)
     assert len(metered.calls) == 2
     assert metered.calls[-1].settled
 
 
 async def test_a_dead_server_fails_at_once(stage: Stage) -> None:
-    """Connection refused is `model_unavailable` in milliseconds, and soon without even trying to connect."""
-    runner = stage.built(_closed_port())
+    """Connection refused is `model_unavailable` without any waiting, and soon without even trying to connect."""
+    runner = stage.built(_closed_port(), stage={"timeout_s": PATIENCE_S, "deadline_s": PATIENCE_S})
     tried = []
     for _ in range(3):
         metered, began = Metered(), time.perf_counter()
         with pytest.raises(StageFailed) as failed:
             await runner.run(ITEM, metered.meter)
         assert failed.value.reason == "model_unavailable"
-        assert time.perf_counter() - began < 0.4
+        assert time.perf_counter() - began < PATIENCE_S / 3
         tried.append(metered.outcomes)
     assert tried == [["refused"], [], []]
 
@@ -177,29 +179,32 @@ async def test_another_replica_takes_over(stage: Stage, server: FaultServer, url
 
 
 async def test_the_deadline_bounds_all_tries(stage: Stage, server: FaultServer, url: str) -> None:
-    """A hung server costs no more than deadline_s, however many retries are allowed."""
+    """A hung server costs no more than deadline_s, however many retries are allowed, and however long each may be."""
     server.script.extend([hang] * 20)
     began = time.perf_counter()
+    reason, metered = await stage.fail(url, timeout_s=PATIENCE_S, deadline_s=0.3, retries=10)
+    assert (reason, len(metered.calls)) == ("model_timeout", 1)
+    assert time.perf_counter() - began < PATIENCE_S / 3
     reason, metered = await stage.fail(url, timeout_s=0.2, deadline_s=0.5, retries=10)
     assert reason == "model_timeout"
-    assert time.perf_counter() - began < 0.9
-    assert 2 <= len(metered.calls) <= 4
+    # Each lasts 0.2 s at least; a busy machine makes them longer, and so fewer.
+    assert 1 <= len(metered.calls) <= 3
 
 
 async def test_retry_after_beyond_the_deadline_ends_it(stage: Stage, server: FaultServer, url: str) -> None:
     """Where the server asks for more time than there is, nobody waits."""
-    server.script.append(status(429, retry_after="30"))
+    server.script.append(status(429, retry_after="600"))
     began = time.perf_counter()
-    reason, metered = await stage.fail(url, deadline_s=5.0)
+    reason, metered = await stage.fail(url, deadline_s=PATIENCE_S)
     assert (reason, metered.outcomes) == ("model_overloaded", ["refused"])
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < PATIENCE_S / 3
 
 
 async def test_retry_after_is_waited_for(stage: Stage, server: FaultServer, url: str) -> None:
     """Where there is time for it, the next try comes after it."""
     server.script.append(status(429, retry_after="1"))
     began = time.perf_counter()
-    _, metered = await stage.run(url)
+    _, metered = await stage.run(url, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
     assert metered.outcomes == ["refused", "ok"]
     assert time.perf_counter() - began >= 1.0
 
@@ -209,7 +214,7 @@ async def test_permits_bound_what_is_under_way(stage: Stage, server: FaultServer
     release = asyncio.Event()
     server.script.append(held_until(release))
     runner = stage.built(url, max_concurrency=1, stage={"deadline_s": 0.3, "timeout_s": 0.3})
-    patient = stage.built(url, max_concurrency=1, stage={"deadline_s": 20.0, "timeout_s": 20.0})
+    patient = stage.built(url, max_concurrency=1, stage={"deadline_s": PATIENCE_S, "timeout_s": PATIENCE_S})
     first = asyncio.ensure_future(patient.run(ITEM, Metered().meter))
     await server.hung.wait()
     metered = Metered()
@@ -218,7 +223,7 @@ async def test_permits_bound_what_is_under_way(stage: Stage, server: FaultServer
     assert (failed.value.reason, metered.calls) == ("model_overloaded", ())
     release.set()
     assert (await first).score is not None
-    assert (await runner.run(ITEM, Metered().meter)).score is not None
+    assert (await patient.run(ITEM, Metered().meter)).score is not None
 
 
 async def test_a_cancelled_call_is_in_the_books(stage: Stage, server: FaultServer, url: str) -> None:
