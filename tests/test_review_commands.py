@@ -106,6 +106,22 @@ async def test_a_person_is_erased_at_a_terminal(url: str) -> None:
     assert (await gateway("privacy", "erase", "--subject", "subject-1")).output.startswith("0 texts")
 
 
+@pytest.mark.parametrize(
+    ("command", "table", "value"),
+    [(("quality", "report"), "recall", "rows"), (("reviews", "agreement"), "kappa", "pairs")],
+)
+async def test_what_is_known_of_a_task_is_a_table_or_json(
+    url: str, command: tuple[str, ...], table: str, value: str
+) -> None:
+    """Both reports take a task and a period of days; a period that ends before it begins is refused."""
+    await hold(url)
+    await block(url)
+    asked = (*command, "--task", "message-moderation", "--from", "2026-01-01")
+    assert table in (await gateway(*asked)).output
+    assert value in msgspec.json.decode((await gateway(*asked, "--json")).output)
+    assert (await gateway(*asked, "--to", "2026-01-01")).exit_code == 2
+
+
 async def test_the_queue_is_simulated_at_a_terminal() -> None:
     """The saving is printed."""
     said = await gateway("reviews", "simulate", "--items", "3000")

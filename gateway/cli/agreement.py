@@ -1,49 +1,31 @@
 """gateway reviews agreement: are the people right."""
 
-import os
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from gateway import settings as process_settings
+from gateway.cli.about_task import Asked, Said, about_task, shown
 from gateway.cli.database import with_database
-from gateway.cli.quality import period, shown
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.database import Database
     from gateway.core.agreement import Opinions, PeopleQuality
 
-_DAY = click.DateTime(["%Y-%m-%d"])
-
 
 @click.command()
-@click.option("--task", required=True)
-@click.option("--from", "first", type=_DAY, required=True, help="First day of judgements, in the billing timezone.")
-@click.option("--to", "after", type=_DAY, help="The day after the last. Default: tomorrow.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
-def agreement(task: str, first: datetime, after: datetime | None, as_json: bool) -> None:
+@about_task
+def agreement(asked: Asked) -> Said:
     """Kappa and alpha of blind second opinions, accuracy on known items, overturned appeals."""
-    import msgspec
-
     from gateway.core.agreement import quality_of
-
-    settings = process_settings.read(os.environ)
-    start, end = period(settings, first, after)
 
     async def run(database: "Database") -> "Opinions":
         from gateway.adapters.sql.opinions import SqlOpinions
 
-        return await SqlOpinions(database).opinions(task, start, end)
+        return await SqlOpinions(database).opinions(asked.task, asked.start, asked.end)
 
-    found = quality_of(with_database(settings, run))
-    if as_json:
-        click.echo(msgspec.json.encode(found).decode())
-    else:
-        for table in _tables(found):
-            Console().print(table)
+    found = quality_of(with_database(asked.settings, run))
+    return Said(found, _tables(found))
 
 
 def _tables(found: "PeopleQuality") -> list[Table]:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import settings as process_settings
+from gateway.cli.about_task import Asked, Said, about_task, shown
 from gateway.cli.database import with_database
-from gateway.core.estimates import Estimate
 from gateway.core.prices import from_nano
-from gateway.core.reports import day_start
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.database import Database
@@ -30,29 +29,19 @@ def quality() -> None:
 
 
 @quality.command()
-@click.option("--task", required=True)
-@click.option("--from", "first", type=_DAY, required=True, help="First day, in the billing timezone.")
-@click.option("--to", "after", type=_DAY, help="The day after the last. Default: tomorrow.")
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON instead of a table.")
-def report(task: str, first: datetime, after: datetime | None, as_json: bool) -> None:
+@about_task
+def report(asked: Asked) -> Said:
     """Recall, precision, prevalence, routing share and calibration error of each version, beside its cost."""
-    import msgspec
-
     from gateway.core.quality import report as rows_of
-
-    settings = process_settings.read(os.environ)
-    start, end = period(settings, first, after)
 
     async def run(database: "Database") -> "Evidence":
         from gateway.adapters.sql.quality import SqlQuality
 
-        return await SqlQuality(database).evidence(task, start, end)
+        return await SqlQuality(database).evidence(asked.task, asked.start, asked.end)
 
-    rows = rows_of(with_database(settings, run))
-    if as_json:
-        click.echo(msgspec.json.encode({"task": task, "start": start, "end": end, "rows": rows}).decode())
-    else:
-        Console().print(_table(rows, f"{task}, {first:%Y-%m-%d} to {end:%Y-%m-%d}, {settings.currency}"))
+    rows = rows_of(with_database(asked.settings, run))
+    values = {"task": asked.task, "start": asked.start, "end": asked.end, "rows": rows}
+    return Said(values, [_table(rows, f"{asked.title}, {asked.settings.currency}")])
 
 
 @quality.command()
@@ -75,21 +64,6 @@ def drift(task: str, day: datetime | None) -> None:
         table.add_row(each.fingerprint[:_SHORT], each.what, f"{each.index:.3f}", "drifted" if each.alarming else "")
     Console().print(table)
     sys.exit(1 if any(each.alarming for each in found) else 0)
-
-
-def period(settings: process_settings.Settings, first: datetime, after: datetime | None) -> tuple[datetime, datetime]:
-    """Whole days of the billing timezone, as instants; open at the end: until tomorrow begins."""
-    tomorrow = datetime.now(UTC).astimezone(settings.zone).date() + timedelta(days=1)
-    end = after.date() if after else tomorrow
-    if end <= first.date():
-        raise click.BadParameter("the interval ends before it begins", param_hint="--to")
-    start, stop = day_start(first.date(), settings.zone), day_start(end, settings.zone)
-    return start.astimezone(UTC), stop.astimezone(UTC)
-
-
-def shown(found: Estimate | None) -> str:
-    """`0.912 (0.884 to 0.935)`; a dash where nothing can be said."""
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})" if found else "-"
 
 
 def _table(rows: "Sequence[VersionQuality]", title: str) -> Table:
