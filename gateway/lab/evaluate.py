@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.lab import prompted as prompted_llm
+from gateway.lab.files import read_file
 from gateway.lab.measure import Evaluation, measure
 from gateway.lab.metrics import PRODUCTION_PREVALENCE, Interval
 from gateway.lab.predictions import FILE as PREDICTIONS
@@ -17,7 +18,7 @@ from gateway.lab.predictions import predict, write_predictions
 from gateway.lab.previous import read_previous
 from gateway.lab.readings import read_all
 from gateway.lab.report import write_report
-from gateway.lab.rows import LabError, Row, read_file, read_rows, rows_hash
+from gateway.lab.rows import LabError, Row, read_rows, rows_hash
 from gateway.lab.run_folder import run_folder
 from gateway.lab.systems import load_task
 

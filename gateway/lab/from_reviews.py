@@ -19,9 +19,10 @@ from gateway.core.task import CnnStage
 from gateway.lab.calibrate import fit_platt, four_digits, write_thresholds
 from gateway.lab.calibrate_task import cheap_scores, prefilter_name
 from gateway.lab.evaluate import write_json
+from gateway.lab.files import read_weighted
 from gateway.lab.metrics import CONFIDENCE, Bools, Floats, checked
 from gateway.lab.readings import Reading, read_all, row_key
-from gateway.lab.rows import LabError, Row, read_corpus, read_weighted, rows_hash, unit
+from gateway.lab.rows import LabError, Row, read_corpus, rows_hash, unit
 from gateway.lab.systems import Loaded, load_task
 
 _TESTED = ("test", "unseen", "reserve")

@@ -1,13 +1,10 @@
-"""Labelled messages: the row, and the readers that make it from public sources, our corpus and anybody's file."""
+"""Labelled messages: the row, and the readers that make it from public sources and our corpus."""
 
-import csv
 import gzip
 import hashlib
-import io
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +14,8 @@ T = TypeVar("T")
 Label = Literal["clean", "violation"]
 Split = Literal["train", "platt", "calibration", "validation", "reserve", "test", "unseen"]
 SenderRole = Literal["customer", "pro"]
+Side = Literal["train", "test"]
+"""Where the publisher put a row."""
 
 CORPUS = "marketplace"
 MARKETPLACE_DEV = "marketplace_dev"
@@ -54,13 +53,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     mirrors: str | None = None
 
 
-class _PublicRow(msgspec.Struct, forbid_unknown_fields=True):
+class PublicRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of a public source's file."""
+
     id: str
     source: str
     text: str
     label: Label
     policy: str | None
-    split: Literal["train", "test"]
+    split: Side
 
 
 class CorpusRow(msgspec.Struct, kw_only=True):
@@ -125,28 +126,6 @@ def read_marketplace_dev(folder: Path) -> list[Row]:
     ]  # fmt: skip
 
 
-def read_file(path: Path, split: Split = "test") -> list[Row]:
-    """Anyone's labelled CSV, JSONL (also .gz) or Parquet with `text,label[,policy,group,sender_role,id,source]`.
-
-    Raises LabError for missing columns, unknown labels, an empty file or a file with one class only.
-    """
-    rows = [_file_row(path, number, record, split) for number, record in enumerate(_records(path), 1)]
-    if not rows:
-        raise LabError(f"{path}: no rows")
-    if len({row.label for row in rows}) < 2:
-        raise LabError(f"{path}: every row is {rows[0].label}; both `clean` and `violation` are needed")
-    return rows
-
-
-def read_weighted(path: Path, split: Split) -> tuple[list[Row], list[float]]:
-    """The same rows with their `weight`: how many of the stream each stands for; 1 where the file has none.
-
-    Raises LabError for a weight that is no positive number too.
-    """
-    weights = [_weight(path, number, record) for number, record in enumerate(_records(path), 1)]
-    return read_file(path, split), weights
-
-
 def write_rows(path: Path, rows: Iterable[Row | CorpusRow]) -> None:
     """Gzip JSONL without a time stamp, so that equal rows make equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +139,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _public(path: Path) -> Iterator[Row]:
-    for raw in read_jsonl(path, _PublicRow):
+    for raw in read_jsonl(path, PublicRow):
         role: SenderRole = "customer" if unit(raw.id, "role") < 0.5 else "pro"
         yield Row(
             id=raw.id, source=raw.source, text=raw.text, label=raw.label, policy=raw.policy,
@@ -168,7 +147,7 @@ def _public(path: Path) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _public_split(raw: _PublicRow) -> Split:
+def _public_split(raw: PublicRow) -> Split:
     if raw.split == "test":
         return "test"
     if unit(raw.id, "split") < CALIBRATION_SHARE:
@@ -193,68 +172,18 @@ def _corpus_row(raw: CorpusRow) -> Row:
 def read_jsonl(path: Path, kind: type[T]) -> Iterator[T]:
     """The lines of a JSONL file (also .gz), each checked against `kind`. Raises LabError with the line's number."""
     decoder = msgspec.json.Decoder(kind)
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             yield decoder.decode(line)
         except msgspec.DecodeError as e:
             raise LabError(f"{path}:{number}: {e}") from e
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file (also .gz) that are not blank. Raises LabError."""
     try:
         body = path.read_bytes()
         body = gzip.decompress(body) if path.suffix == ".gz" else body
     except (OSError, EOFError) as e:
         raise LabError(f"{path}: {e}") from e
     return (line for line in body.split(b"\n") if line.strip())
-
-
-def _records(path: Path) -> Iterator[Mapping[str, Any]]:
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".csv"):
-        text = b"\n".join(_lines(path)).decode("utf-8-sig")
-        return iter(csv.DictReader(io.StringIO(text)))
-    if name.endswith((".jsonl", ".ndjson")):
-        return read_jsonl(path, dict[str, Any])
-    if name.endswith(".parquet"):
-        return _parquet(path)
-    raise LabError(f"{path}: unknown kind of file; use .csv, .jsonl (also .gz) or .parquet")
-
-
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    # Heavy, and only Parquet needs it.
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as e:
-        raise LabError(f"{path}: {e}") from e
-    return iter(table.to_pylist())
-
-
-def _weight(path: Path, number: int, record: Mapping[str, Any]) -> float:
-    given = record.get("weight")
-    try:
-        weight = 1.0 if given in (None, "") else float(given)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise LabError(f"{path}: row {number}: the weight `{given}` is no positive number")
-    return weight
-
-
-def _file_row(path: Path, number: int, record: Mapping[str, Any], split: Split) -> Row:
-    missing = [name for name in ("text", "label") if not record.get(name)]
-    if missing:
-        raise LabError(f"{path}: row {number} lacks {' and '.join(missing)}; columns: text,label[,policy,group]")
-    identity = str(record.get("id") or f"{path.stem}-{number:06d}")
-    known = {k: record[k] for k in ("policy", "sender_role", "difficulty") if record.get(k)}
-    fields = known | {
-        "id": identity, "source": str(record.get("source") or path.name.split(".")[0]), "text": str(record["text"]),
-        "label": record["label"], "group": str(record.get("group") or identity), "split": split,
-    }  # fmt: skip
-    try:
-        return msgspec.convert(fields, Row)
-    except msgspec.ValidationError as e:
-        raise LabError(f"{path}: row {number}: {e}") from e

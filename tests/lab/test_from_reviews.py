@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from gateway.lab.files import read_weighted
 from gateway.lab.from_reviews import RefitConfig, apply, refit
-from gateway.lab.rows import LabError, read_corpus, read_weighted
+from gateway.lab.rows import LabError, read_corpus
 from gateway.lab.systems import load_task
 from tests.lab.small_world import World, rows
 

@@ -12,8 +12,9 @@ import pytest
 
 from gateway.lab.corpus import pack_corpus
 from gateway.lab.duplicates import near_duplicate_groups
+from gateway.lab.files import read_file
 from gateway.lab.mix import MixConfig, drop_twins_of_held_out, moderation_mix, read_mix
-from gateway.lab.rows import HELD_OUT_HANDS, LabError, Row, read_corpus, read_file, read_public, rows_hash
+from gateway.lab.rows import HELD_OUT_HANDS, LabError, Row, read_corpus, read_public, rows_hash
 
 HELD_OUT_HAND = next(hand for hand, split in HELD_OUT_HANDS.items() if split == "test")
 WORDS = ("ladder", "tap", "garden", "violin", "sofa", "wedding", "puppy", "fence", "ledger", "window", "boiler", "tent")

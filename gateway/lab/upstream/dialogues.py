@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.lab.upstream.rows import Draft, Part, Side
+from gateway.lab.rows import Side
+from gateway.lab.upstream.rows import Draft, Part
 
 _SERVICES = ("Services_", "Homes_")
 _CLINC: dict[str, Side] = {

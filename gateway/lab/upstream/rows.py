@@ -4,13 +4,12 @@ import hashlib
 import html
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from gateway.lab.rows import Label
+from gateway.lab.rows import Label, PublicRow, Side
 
-Side = Literal["train", "test"]
 MOST_TEST = 100
 """Of a thousand: the ids that are `test` where the publisher made no split."""
 FEWEST_CHARACTERS = 2
@@ -18,17 +17,6 @@ FEWEST_CHARACTERS = 2
 _PERSONAL = re.compile(r"\[USER\]|\[URL\]|@\w+|https?://t\.co/\w+|\bRT\b")
 """Names and links as the publishers masked or shortened them. A spelt-out link is kept: it is what makes spam spam."""
 _BREAK = re.compile(r"<br ?/?>")
-
-
-class UpstreamRow(msgspec.Struct, frozen=True):
-    """A labelled message in the form of the sources' files."""
-
-    id: str
-    source: str
-    text: str
-    label: Label
-    policy: str | None
-    split: Side
 
 
 class Part(NamedTuple):
@@ -48,7 +36,7 @@ class Draft(NamedTuple):
     split: Side | None = None
 
 
-def finished(source: str, prefix: str, drafts: Iterable[Draft]) -> Iterator[UpstreamRow]:
+def finished(source: str, prefix: str, drafts: Iterable[Draft]) -> Iterator[PublicRow]:
     """The drafts as rows: cleaned, the first of each text kept, too short ones dropped, a side for each."""
     seen = set()
     for draft in drafts:
@@ -58,7 +46,7 @@ def finished(source: str, prefix: str, drafts: Iterable[Draft]) -> Iterator[Upst
         seen.add(text.lower())
         identity = f"{prefix}-{draft.id}"
         label: Label = "violation" if draft.policy else "clean"
-        yield UpstreamRow(identity, source, text, label, draft.policy, draft.split or side(identity))
+        yield PublicRow(identity, source, text, label, draft.policy, draft.split or side(identity))
 
 
 def cleaned(text: str) -> str:
@@ -72,7 +60,7 @@ def side(identity: str) -> Side:
     return "test" if int(hashlib.sha256(identity.encode()).hexdigest(), 16) % 1000 < MOST_TEST else "train"
 
 
-def content_hash(rows: Iterable[UpstreamRow]) -> str:
+def content_hash(rows: Iterable[PublicRow]) -> str:
     """sha256 over the rows' JSON lines in the order of their ids."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda r: r.id):

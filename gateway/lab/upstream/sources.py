@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from gateway.lab.rows import Side
 from gateway.lab.upstream import dialogues, mails, tables
-from gateway.lab.upstream.rows import Draft, Part, Side
+from gateway.lab.upstream.rows import Draft, Part
 
 FILES = "https://raw.githubusercontent.com"
 ARCHIVES = "https://codeload.github.com"

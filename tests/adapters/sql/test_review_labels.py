@@ -17,7 +17,7 @@ from gateway.core.errors import Conflict
 from gateway.core.inference import Attribution
 from gateway.core.review_ports import Filter
 from gateway.core.task import Review
-from gateway.lab.rows import read_file
+from gateway.lab.files import read_file
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
 
