@@ -21,16 +21,26 @@ from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
 from gateway.local.child import free_port
 
-TIMEOUT_S, DEADLINE_S = 0.4, 1.0
-SLACK_S = 1.5
-"""What a busy machine may add to a deadline."""
+DEADLINE_S = 60.0
+"""What the tasks have for a model call, all tries together: more than anything takes on a machine however busy."""
+SOON_S = 15.0
+"""What waits for a deadline takes longer, and so does what is not linear in a megabyte."""
 
-BOUNDS = f"min_label_mass = 0.0\ntimeout_s = {TIMEOUT_S}\ndeadline_s = {DEADLINE_S}\nretries = 1"
-PATIENT = MANNERS.replace("min_label_mass = 0.0", BOUNDS)
-STRICT = PATIENT[: PATIENT.index("[actions]")]
-OTHER = PATIENT.replace('model = "tiny"', 'model = "other"')
-DOWN = PATIENT.replace('model = "tiny"', 'model = "down"')
-TASKS = {"manners": PATIENT, "strict": STRICT, "down": DOWN, "other": OTHER}
+
+def bounded(timeout_s: float, deadline_s: float) -> str:
+    """The task with these bounds on its model calls, and one retry."""
+    bounds = f"min_label_mass = 0.0\ntimeout_s = {timeout_s}\ndeadline_s = {deadline_s}\nretries = 1"
+    return MANNERS.replace("min_label_mass = 0.0", bounds)
+
+
+PATIENT = bounded(DEADLINE_S, DEADLINE_S)
+TASKS = {
+    "manners": PATIENT,
+    "hasty": bounded(0.4, 1.0),
+    "strict": PATIENT[: PATIENT.index("[actions]")],
+    "down": PATIENT.replace('model = "tiny"', 'model = "down"'),
+    "other": PATIENT.replace('model = "tiny"', 'model = "other"'),
+}
 
 
 class Under(Struct, frozen=True):
@@ -61,7 +71,7 @@ async def under(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path,
     nowhere = f"http://127.0.0.1:{free_port()}"
     down = MODELS.replace("[tiny]", "[down]").replace("[[tiny.", "[[down.").replace("env:LLM_URL", nowhere)
     plain = [(name.removeprefix("tasks/manners/"), text) for name, text in FILES.items() if name.startswith("tasks/")]
-    files = {f"tasks/{task}/{name}": text for name, text in plain for task in ("strict", "down", "other")}
+    files = {f"tasks/{task}/{name}": text for name, text in plain for task in TASKS}
     files |= {f"tasks/{n}/task.toml": t for n, t in TASKS.items()}
     home = make_home(
         folder / "home", tiny_llm_folder / "tokenizer.json", files | {"models.toml": MODELS + other + down}
@@ -88,7 +98,7 @@ async def declared(under: Under, size: int) -> bytes:
         )
         writer.write(head.encode())
         await writer.drain()
-        return await asyncio.wait_for(reader.readline(), 15)
+        return await asyncio.wait_for(reader.readline(), 60)
     finally:
         writer.close()
 
@@ -115,7 +125,7 @@ async def test_a_wrong_body_is_refused_with_its_place(under: Under, name: str) -
     assert (response.status_code, problem["code"], problem["retryable"]) == (422, "invalid_input", False)
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["errors"][0]["path"].startswith("$")
-    assert time.monotonic() - began < SLACK_S
+    assert time.monotonic() - began < SOON_S
     assert len(under.model.asked) == asked
 
 
@@ -125,7 +135,7 @@ async def test_a_body_beyond_the_limit_is_413_and_one_below_it_is_answered(under
     began = time.monotonic()
     held = (await under.ask("x" * 1_000_000)).json()["metadata"]
     assert (held["action"], held["reason"]) == ("review", "input_too_long")
-    assert time.monotonic() - began < SLACK_S
+    assert time.monotonic() - began < SOON_S
     assert (await under.recorded(held["run_id"]))["reason"] == "input_too_long"
 
 
@@ -149,7 +159,7 @@ async def test_odd_text_is_judged_or_held_but_never_lost(under: Under, name: str
     response = await under.ask(ODD[name])
     metadata = response.json()["metadata"]
     assert (response.status_code, metadata["action"]) == (200, "review")
-    assert time.monotonic() - began < DEADLINE_S + SLACK_S
+    assert time.monotonic() - began < SOON_S
     assert (await under.recorded(metadata["run_id"]))["status"] == metadata["status"]
     for seen in under.model.asked[asked:]:
         prompt = seen.body["inputs"]
@@ -220,15 +230,16 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
 async def test_a_model_server_that_fails_holds_the_item(under: Under, name: str) -> None:
     """200, deferred, held for review with the reason; in the ledger; within the deadline; and healed by one answer."""
     behaviour, reason = FAULTS[name]
+    task = "hasty" if reason == "model_timeout" else "manners"
     under.model.script.extend([behaviour] * 2)
     began = time.monotonic()
-    response = await under.ask(f"The model: {name}")
+    response = await under.ask(f"The model: {name}", task)
     took = time.monotonic() - began
     under.model.script.clear()
     said = response.json()["metadata"]
     assert (response.status_code, said["status"], said["action"], said["reason"]) == (200, "deferred", "review", reason)
-    assert took < DEADLINE_S + SLACK_S
-    row = await under.recorded(said["run_id"])
+    assert took < SOON_S
+    row = await under.recorded(said["run_id"], task)
     assert (row["status"], row["usage"]) == ("deferred", said["usage"])
     assert (await under.ask(f"The model after: {name}")).json()["metadata"]["status"] == "accepted"
 
@@ -249,16 +260,15 @@ async def test_a_model_server_that_is_down_holds_at_once(under: Under) -> None:
     began = time.monotonic()
     held = (await under.ask("Nobody listens", task="down")).json()["metadata"]
     assert (held["status"], held["action"], held["reason"]) == ("deferred", "review", "model_unavailable")
-    assert time.monotonic() - began < SLACK_S
+    assert time.monotonic() - began < SOON_S
     assert (await under.ask("Thank you", task="down")).json()["metadata"]["action"] == "deliver"
 
 
 async def test_another_model_than_pinned_is_shown_as_degraded(under: Under) -> None:
     """Health names the models that are not what models.toml pins, or away, without their addresses; still 200."""
-    for _ in range(200):
-        response = await under.client.get("/health/ready")
-        if response.json()["parts"]["models"]["status"] == "degraded":
-            break
+    async with asyncio.timeout(60):
+        while (response := await under.client.get("/health/ready")).json()["parts"]["models"]["status"] != "degraded":
+            pass
     part = response.json()["parts"]["models"]
     assert (response.status_code, response.json()["status"]) == (200, "degraded")
     assert part["detail"] == "not what models.toml pins, or away: `down`, `other`"
