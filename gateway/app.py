@@ -280,7 +280,7 @@ class Process:
             teams=SqlTeams(self._database),
             runs=SqlRuns(self._database),
             feedback=SqlFeedback(self._database),
-            usage=SqlUsage(self._database),
+            usage=SqlUsage(self._database, self._settings.zone),
             versions=SqlFingerprints(self._database),
             audit=SqlAudit(self._database),
             desk=self._desk(),

@@ -88,7 +88,10 @@ class UsageReport(Protocol):
     """The ledger, summed."""
 
     async def roll_up(self, start: datetime, end: datetime, team: str | None) -> Sequence[UsageRow]:
-        """Rows of the half-open interval [start, end), UTC, by paying team (or of all), sorted. Raises Unavailable."""
+        """Rows of the half-open interval [start, end), UTC, by paying team (or of all), sorted.
+
+        Raises InvalidInput where it needs a part of a day of which only the sum is left, Unavailable.
+        """
 
 
 class TeamLimit(Struct, frozen=True, forbid_unknown_fields=True):

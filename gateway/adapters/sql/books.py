@@ -20,9 +20,8 @@ from gateway.adapters.sql.charges import charged
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.retention import Removed, removed
 from gateway.adapters.sql.settled import settled_until
-from gateway.adapters.sql.sums import NO_SUMS, Sums, sums_of
+from gateway.adapters.sql.sums import NO_SUMS, Sums, sums_of, total
 from gateway.adapters.sql.tables import attempt, inference, intent, model_call, usage_close, usage_day
-from gateway.adapters.sql.usage import total
 from gateway.core.errors import Conflict
 from gateway.core.reports import UsageDay, day_start, month_after
 

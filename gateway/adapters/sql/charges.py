@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Table, case, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.tables import gpu_share, price_adjustment
-from gateway.adapters.sql.usage import total
 from gateway.core.reports import ADJUSTMENT, GPU_HOURS, IDLE_GPU_HOURS, UsageDay
 
 _WHO = ("day", "payer_team", "caller_team", "owner_team", "task", "model")

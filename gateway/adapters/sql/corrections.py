@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.settled import settled_until
+from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.tables import gpu_share, model_call, price_adjustment, usage_day
-from gateway.adapters.sql.usage import total
 from gateway.core.audit import TERMINAL
 from gateway.core.corrections import Adjustment, Correction, HourCorrection
 from gateway.core.errors import Conflict

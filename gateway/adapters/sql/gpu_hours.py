@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.settled import settled_until
+from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.tables import gpu_share, model_call, usage_close
-from gateway.adapters.sql.usage import total
 from gateway.core.gpu_hours import GpuShare, Who, shares
 from gateway.core.prices import GpuHour, Tariff
 from gateway.core.reports import day_start, month_after

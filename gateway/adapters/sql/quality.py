@@ -8,8 +8,8 @@ from sqlalchemy import RowMapping, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.tables import audit_sample, fingerprint, inference, review, review_item
-from gateway.adapters.sql.usage import total
 from gateway.core.quality import Counted, Evidence, HeldItem, Sampled
 
 _CLOCK = "clock"

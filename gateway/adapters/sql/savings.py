@@ -10,8 +10,8 @@ from sqlalchemy import Select, and_, case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.tables import attempt, inference, model_call, prompt_sample
-from gateway.adapters.sql.usage import total
 from gateway.core.prompt_samples import PromptSample
 from gateway.core.reports import day_start
 from gateway.core.savings import Outputs, Sampled, Traffic

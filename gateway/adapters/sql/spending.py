@@ -7,9 +7,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.sweep import intent_of
 from gateway.adapters.sql.tables import intent, model_call
-from gateway.adapters.sql.usage import total
 from gateway.core.budgets import Snapshot, Spending
 from gateway.core.inference import Usage
 

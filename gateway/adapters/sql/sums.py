@@ -4,9 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import asdict, astuple
-from sqlalchemy import Select, func, select
-
-from gateway.adapters.sql.usage import total
+from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, select
 
 
 class Sums(Struct, frozen=True):
@@ -33,3 +31,8 @@ def sums_of(table: Any) -> Select[Any]:
     columns: list[Any] = [func.count()]
     columns += [func.coalesce(total(table.c[name]), 0) for name in ("input_tokens", "output_tokens", "cost_nano")]
     return select(*columns).select_from(table)
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Postgres sums BIGINT to NUMERIC; the total of nano-dollars fits BIGINT up to nine billion dollars."""
+    return cast(func.sum(column), BigInteger)

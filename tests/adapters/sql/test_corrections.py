@@ -71,7 +71,7 @@ async def test_a_correction_of_a_correction_counts_both(
 ) -> None:
     """Made again it finds nothing; at the first price it gives everything back; reports carry the sum of all."""
     await spend(ledger, database, NOON, Usage(1_000_000, 0, 100_000_000))
-    await spend(ledger, database, NOON, Usage(5, 0, 5), model="another")
+    await spend(ledger, database, NOON + timedelta(days=1), Usage(5, 0, 5), model="another")
     books = SqlBooks(database, ZONE)
     october = (date(2026, 10, 1), date(2026, 11, 1))
     before = await books.days(*october)
@@ -85,7 +85,7 @@ async def test_a_correction_of_a_correction_counts_both(
     charged = await books.days(date(2026, 11, 1), date(2026, 12, 1))
     assert total(charged)["cost_nano"] == sum(each.cost_nano for each in third) == -50_000_000
     assert {(row.kind, row.corrects) for row in charged} == {("adjustment", "2026-10-25")}
-    own = await SqlUsage(database).roll_up(NOON - timedelta(days=1), NOVEMBER + timedelta(days=1), "acme")
+    own = await SqlUsage(database, ZONE).roll_up(NOON - timedelta(days=1), NOVEMBER + timedelta(days=1), "acme")
     assert {row.model: row.cost_nano for row in own} == {None: 0, "another": 5, "moderation-llm": 50_000_000}
 
 

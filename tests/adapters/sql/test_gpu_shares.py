@@ -78,7 +78,7 @@ async def test_an_hour_is_shared_out_by_tokens(ledger: SqlLedger, database: Data
         "gpu-hours": 999_000_000, "gpu-hours-idle": 2_001_000_000 + BILL, "invoke": 0,
     }  # fmt: skip
     assert total(rows)["input_tokens"] == 333
-    seen = await SqlUsage(database).roll_up(START, START + timedelta(hours=2), None)
+    seen = await SqlUsage(database, ZONE).roll_up(START, START + timedelta(hours=2), None)
     assert sum(row.cost_nano for row in seen) == 2 * BILL
     focus = focus_rows(rows, "EUR", ZONE)
     assert sum(int(row["BilledCost"].scaleb(9)) for row in focus) == 2 * BILL

@@ -16,8 +16,9 @@ from gateway.adapters.sql.partitions import first_id
 from gateway.adapters.sql.retention import SqlRetention
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.tables import model_call, usage_day
-from gateway.core.errors import Conflict
-from gateway.core.reports import UsageDay, focus_rows, total
+from gateway.adapters.sql.usage import SqlUsage
+from gateway.core.errors import Conflict, InvalidInput
+from gateway.core.reports import UsageDay, day_start, focus_rows, total
 
 ZONE = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 7, 15, 12, tzinfo=UTC)
@@ -153,6 +154,24 @@ async def test_what_the_sweeper_found_days_later_adds_up(
     totals, reported = await everything(books)
     assert agrees(totals, reported)
     assert (totals.removed_unsettled.rows, totals.calls.rows) == (1, 1)
+
+
+async def test_a_team_sees_whole_days_of_what_was_removed(
+    ledger: SqlLedger, database: Database, books: SqlBooks, retention: SqlRetention
+) -> None:
+    """`GET /usage` over whole days is the same before and after retention; a part of a removed day is refused."""
+    for moment in MOMENTS:
+        await spend(ledger, moment)
+    for month in (5, 6):
+        await books.close_month(date(2026, month, 1), NOW, export)
+    usage, first = SqlUsage(database, ZONE), day_start(date(2026, 5, 1), ZONE)
+    before = await usage.roll_up(first, NOW, None)
+    assert sum(row.cost_nano for row in before) == len(MOMENTS) * TRUTH.cost_nano
+    await retention.write(1, NOW)
+    assert await usage.roll_up(first, NOW, None) == before
+    assert await usage.roll_up(first, NOW, "nobody") == []
+    with pytest.raises(InvalidInput, match="whole days"):
+        await usage.roll_up(first + timedelta(hours=1), NOW, None)
 
 
 @pytest.mark.parametrize("harm", ["a removed day's sum", "an export", "rows that retention did not remove"])

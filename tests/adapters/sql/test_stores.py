@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import select
@@ -136,7 +137,7 @@ async def test_usage_is_summed_by_payer_task_and_model(ledger: SqlLedger, databa
     lost = intent(invocation(), created_at=start)
     await ledger.intend(lost)
     await Sweeper(database, new_id, now).unsettle([lost])
-    task, usage, total = "message-moderation", SqlUsage(database), TRUTH + ESTIMATE
+    task, usage, total = "message-moderation", SqlUsage(database, ZoneInfo("UTC")), TRUTH + ESTIMATE
     acme = [
         UsageRow(team="acme", task=task, model=None, inferences=2),
         UsageRow(
