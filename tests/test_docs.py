@@ -53,3 +53,4 @@ def test_api_md_has_a_section_for_every_route_and_code() -> None:
         text = text.partition("## Routes")[0] + wanted
         (DOCS / "api.md").write_text(text, "utf-8")
     assert re.findall(r"^### .*", text, re.MULTILINE) == re.findall(r"^### .*", wanted, re.MULTILINE)
+    assert text.endswith(wanted), "scopes, members or errors of a route have changed"

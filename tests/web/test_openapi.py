@@ -1,6 +1,7 @@
 """The route table, its contracts, and the document made from them."""
 
 import asyncio
+import re
 
 import jsonschema_rs
 import pytest
@@ -40,6 +41,11 @@ def routes():
                 yield route.path, method, handler
 
 
+def at(path):
+    """An address of the route: a task that exists, and nothing else that does."""
+    return re.sub(r"{\w+:str}", "x", path.replace("{task:str}", "message-moderation"))
+
+
 def test_no_route_is_without_a_scope_but_health_and_schema():
     """Whoever adds a route says who may call it; the public ones are these and no others."""
     public = {path for path, _, handler in routes() if contract_of(handler).public}
@@ -66,15 +72,24 @@ async def test_every_route_but_the_public_ones_refuses_a_caller_without_a_key(se
         for path, method, handler in routes():
             if contract_of(handler).public:
                 continue
-            url = (
-                path.replace("{task:str}", "message-moderation")
-                .replace("{run_id:str}", "x")
-                .replace("{key_id:str}", "x")
-            )
-            response = await served.client.request(method, url)
-            assert response.status_code in (401, 429), (method, url)
+            response = await served.client.request(method, at(path))
+            assert response.status_code in (401, 429), (method, path)
             kind = "application/problem+json" if contract_of(handler).error is None else "application/json"
             assert response.headers["content-type"] == kind
+
+
+async def test_every_route_wants_one_of_its_scopes_and_no_other_will_do(served):
+    """Walking the table with a key of all other scopes: 403 everywhere, naming what is needed; with one of each of
+    the route's own: never that.
+    """
+    for path, method, handler in routes():
+        wanted = contract_of(handler).scopes
+        keys = {scope: served.memory.key("market", scope) for scope in wanted}
+        keys |= {"none": served.memory.key("market", *(set(SCOPES) - wanted))} if wanted else {}
+        for scope, key in keys.items():
+            response = await served.client.request(method, at(path), headers=served.with_key(key))
+            lacks = response.status_code == 403 and f"lacks the scope `{' or '.join(sorted(wanted))}`" in response.text
+            assert lacks == (scope == "none"), (method, path, scope, response.text)
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), [
