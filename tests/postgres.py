@@ -18,8 +18,11 @@ import asyncpg
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
-    """URL of a server's database `postgres`, in a folder of its own that is removed afterwards."""
+def running_postgres(durable: bool = False) -> Iterator[str]:
+    """URL of a server's database `postgres`, in a folder of its own that is removed afterwards.
+
+    Unless `durable`, it does not wait for the disk: what was committed outlives the server's death, not the machine's.
+    """
     # Socket paths are limited to about 100 characters, so not below pytest's long folders.
     folder = Path(tempfile.mkdtemp(prefix="taskgate-pg-"))
     try:
@@ -29,7 +32,8 @@ def running_postgres() -> Iterator[str]:
             user = "nobody"
             shutil.chown(folder, user)
         _run(user, binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=utf8", "--no-sync")
-        _run(user, binaries / "pg_ctl", "-D", data, "-l", log, "-w", "-o", f"-h '' -k {folder}", "start")
+        options = f"-h '' -k {folder}" + ("" if durable else " -c fsync=off -c full_page_writes=off")
+        _run(user, binaries / "pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start")
         try:
             yield f"postgresql://postgres@/postgres?host={folder}"
         finally:

@@ -1,6 +1,7 @@
 """Idempotency-Key over real processes: one answer, however often and wherever it is asked for."""
 
 import asyncio
+import uuid
 from pathlib import Path
 
 from budgets import ask, counting_model, ledger_state, message, mortal_valkey
@@ -55,7 +56,8 @@ async def test_a_key_is_free_again_where_the_first_failed(
     task = home / "tasks/manners/task.toml"
     before, _, after = task.read_text("utf-8").partition("[actions]")
     task.write_text(f"{before}[cache]{after.partition('[cache]')[2]}", "utf-8")
-    shop = await new_key(database_url, "shop", frozenset({"invoke"}))
+    # A team of its own: the runs on both databases share a Valkey, and with it the answers that a team was given.
+    shop = await new_key(database_url, f"shop-{uuid.uuid4().hex}", frozenset({"invoke"}))
     async with counting_model(tiny_llm_folder) as (model, llm):
         with gateway(home, database_url, valkey, llm) as one, gateway(home, database_url, valkey, llm) as two:
             async with one.client(shop) as first, two.client(shop) as second:
@@ -68,7 +70,10 @@ async def test_a_key_is_free_again_where_the_first_failed(
 
                 model.script.append(refuse_later)
                 failing = asyncio.create_task(ask(first, message(3), **KEY))
-                await model.hung.wait()
+                await asyncio.wait(
+                    {failing, asyncio.create_task(model.hung.wait())}, return_when=asyncio.FIRST_COMPLETED
+                )
+                assert not failing.done(), failing.result()[0].text
                 waiting = asyncio.create_task(ask(second, message(3), **KEY))
                 await second.get("/health/live")
                 fail.set()
