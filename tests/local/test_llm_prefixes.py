@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import httpx
 import pytest
 import torch
 
-from gateway.adapters.causal_lm import load_base
+from gateway.adapters.causal_lm import load_base, load_tokenizer
 from gateway.local.child import free_port
 from gateway.local.llm import Options, load, running
 from gateway.local.llm.attention import KeysValues, read_prompts, read_tokens
+from gateway.local.llm.engine import Engine, Limits
+from gateway.local.llm.jobs import Event, Generation, Job, Step
+from gateway.local.llm.metrics import Metrics
 from gateway.local.llm.prefixes import BLOCK, PrefixCache
+from gateway.local.llm.text import Text
 
 POLICY = list(range(10, 10 + 5 * BLOCK + 3))
 
@@ -24,7 +29,9 @@ def model(tiny_llm_folder: Path) -> Iterator[torch.nn.Module]:
 
 def _learn(cache: PrefixCache, model: torch.nn.Module, prompt: list[int], adapter: str = "") -> None:
     kept = cache.longest(adapter, prompt)
-    _, context = read_prompts(model, [prompt[len(kept) :]], cache.get(adapter, kept))
+    entry = cache.get(adapter, kept)
+    assert entry is not None
+    _, context = read_prompts(model, [prompt[len(kept) :]], entry)
     cache.learn(adapter, [prompt], context)
 
 
@@ -55,6 +62,21 @@ def test_off(model: torch.nn.Module) -> None:
     for last in (200, 201, 202):
         _learn(cache, model, [*POLICY, last])
     assert cache.longest("", [*POLICY, 210]) == ()
+
+
+def test_a_prefix_that_had_to_go_between_is_read_again(tiny_llm_folder: Path, model: torch.nn.Module) -> None:
+    """Prompts of one turn, of which the first take the room that the others' prefix stood in, are all answered."""
+    text = Text(load_tokenizer(tiny_llm_folder).backend_tokenizer, [])
+    engine = Engine({"": model}, text, Metrics(), Limits(prefix_tokens=6 * BLOCK, gather_s=0.5))
+    said: SimpleQueue[Event] = SimpleQueue()
+    engine.start()
+    for turn in ([3, 3], [3, 2, 2]):
+        for last, first in enumerate(turn):
+            generation = Generation(prompt=[first, *POLICY, 200 + last], adapter="", max_new_tokens=1)
+            engine.submit(Job(generation=generation, emit=said.put, queued_at_s=0.0))
+        assert all(isinstance(said.get(timeout=30), Step) for _ in turn)
+    assert engine.works
+    engine.stop()
 
 
 def test_padding_and_prefix_change_nothing(model: torch.nn.Module) -> None:

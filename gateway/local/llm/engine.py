@@ -16,7 +16,7 @@ import structlog
 import torch
 from msgspec import Struct, field
 
-from gateway.local.llm.attention import Context, read_prompts, read_tokens
+from gateway.local.llm.attention import Context, KeysValues, read_prompts, read_tokens
 from gateway.local.llm.choosing import Choice, choose, choose_greedy
 from gateway.local.llm.jobs import Dropped, Event, Failed, Job, Step, Token
 from gateway.local.llm.metrics import Metrics
@@ -184,6 +184,8 @@ class Engine:
         rows = [Row(job, Speller(self._text.decode, job.generation.prompt)) for job in jobs]
         try:
             cache = self._prefixes.get(adapter, prefix)
+            if cache is None:  # what a group before this one in the same turn was learned from took its room
+                prefix, cache = (), KeysValues()
             suffixes = [prompt[len(prefix) :] for prompt in prompts]
             logits, context = read_prompts(self._models[adapter], suffixes, cache, every)
             choices = _choices(rows, logits[:, -1] if every else logits)

@@ -31,10 +31,12 @@ class PrefixCache:
         fits = (ids for owner, ids in self._entries if owner == adapter and _starts(prompt, ids))
         return max(fits, key=len, default=())
 
-    def get(self, adapter: str, ids: tuple[int, ...]) -> KeysValues:
-        """The entry that `longest` named; () is the empty prefix."""
+    def get(self, adapter: str, ids: tuple[int, ...]) -> KeysValues | None:
+        """The entry that `longest` named, None if it had to go since; () is the empty prefix."""
         if not ids:
             return KeysValues()
+        if (adapter, ids) not in self._entries:
+            return None
         self._entries.move_to_end((adapter, ids))
         return self._entries[adapter, ids]
 
