@@ -11,6 +11,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from held_queue import ANN, BLOCK, DELIVER, Queue
 from sqlalchemy import create_engine, text
 from stack import MIGRATIONS
 from stories import ESTIMATE, TRUTH, inference, intent, invocation
@@ -18,6 +19,7 @@ from stories import ESTIMATE, TRUTH, inference, intent, invocation
 from gateway.__main__ import cli
 from gateway.adapters.sql.books import Totals
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.ledger import open_ledger
 from gateway.adapters.sql.migrate import upgrade
 from gateway.adapters.sql.partitions import first_id
@@ -179,13 +181,40 @@ async def test_savings_stand_beside_what_was_spent(file: Path, tmp_path: Path, m
         if "│" in line
     }
     # Three calls at 48,100 nano-units; four prompts of 479 tokens and an answer of one, at 100 each.
-    assert lines["all-LLM"] == ["7", "0.000336", "", "0.900", ""]
+    assert lines["all-LLM"] == ["7", "0.000336", "", "0.900", "", "", ""]
     assert lines["decided by cheap stages"][:2] == ["4", "0.000192"]
     assert lines["invoke"][1] == "0.000144"
     # Seven prefilter runs of 0.75 ms, at 1 per second.
     assert lines["rules and prefilter"][1] == "0.005250"
     assert lines["saved"][1] == "-0.005058"
     assert "random sample (2 of 4)" in told.output
+    said = msgspec.json.decode(
+        (await gateway("usage", "savings", "--task", "message-moderation", *SPAN, "--json")).output
+    )
+    exact = {line["name"]: line["cost"] for line in said["lines"] if line["of"] != "all-LLM"}
+    assert exact["invoke"] == f"0.{3 * TRUTH.cost_nano:09d}"
+    assert exact["all-LLM"] == f"0.{3 * TRUTH.cost_nano + 4 * 48_000:09d}"
+    assert exact["saved"] == f"0.{4 * 48_000:09d}"
+
+
+async def test_what_people_found_stands_beside_what_it_cost(file: Path) -> None:
+    """Precision of the interval, from the items that were held: one of two was right to hold."""
+    url = f"sqlite:///{file}"
+    ledger, database = open_ledger(url), Database(url)
+    queue = Queue(database, ledger)
+    for ruling in (BLOCK, DELIVER):
+        run = await queue.hold(received_at=THEN)
+        item = await queue.take()
+        assert item is not None
+        await queue.decide(item, ANN, ruling)
+    declared = {"declaration": {"positive": "violation", "stage": [{"name": "llm", "kind": "chain"}]}}
+    await SqlFingerprints(database).remember(run.invocation.fingerprint, "message-moderation", declared, THEN)
+    await ledger.aclose()
+    await database.aclose()
+    told = await gateway("usage", "savings", "--task", "message-moderation", *SPAN, "--json")
+    assert told.exit_code == 0, told.output
+    (cascade,) = [line for line in msgspec.json.decode(told.output)["lines"] if line["name"] == "as it was"]
+    assert cascade["live_precision"] == 0.5
 
 
 async def test_a_price_that_is_none_is_refused(file: Path) -> None:

@@ -35,28 +35,34 @@ class Asked(Struct, frozen=True):
 
 
 class Said(Struct, frozen=True):
-    """The answer, as values and as tables."""
+    """The answer, as values and as tables; `remarks` are printed below the tables."""
 
     values: Any
     tables: Sequence[Table]
+    remarks: str = ""
 
 
-def about_task(command: Callable[[Asked], Said]) -> Callable[..., None]:
-    """`--task`, `--from`, `--to` and `--json` for a command: it is given what was asked; what it says is printed."""
+def about_task(command: Callable[..., Said]) -> Callable[..., None]:
+    """`--task`, `--from`, `--to` and `--json` for a command: it is given what was asked; what it says is printed.
+
+    Options of its own, if any, are handed to it by name.
+    """
 
     @click.option("--task", required=True)
     @click.option("--from", "first", type=_DAY, required=True, help="First day, in the billing timezone.")
     @click.option("--to", "after", type=_DAY, help="The day after the last. Default: tomorrow.")
     @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
     @functools.wraps(command)
-    def run(task: str, first: datetime, after: datetime | None, as_json: bool) -> None:
+    def run(task: str, first: datetime, after: datetime | None, as_json: bool, **own: Any) -> None:
         settings = process_settings.read(os.environ)
-        said = command(Asked(task, *_period(settings, first, after), settings))
+        said = command(Asked(task, *_period(settings, first, after), settings), **own)
         if as_json:
             click.echo(msgspec.json.encode(said.values).decode())
             return
         for table in said.tables:
             Console().print(table)
+        if said.remarks:
+            click.echo(said.remarks)
 
     return run
 

@@ -1,19 +1,16 @@
 """gateway usage savings."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from msgspec import Struct
-from rich.console import Console
+from msgspec import Struct, structs
 from rich.table import Table
 
-from gateway import settings as process_settings
+from gateway.cli.about_task import Asked, Said, about_task
 from gateway.cli.database import with_database
 from gateway.core.prices import NANO, Tariff, from_nano, to_nano
 from gateway.core.registry import load_tariffs
@@ -22,8 +19,8 @@ from gateway.core.savings import Estimate, Traffic, suppressed
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.database import Database
+    from gateway.core.quality import VersionQuality
 
-_DAY = click.DateTime(["%Y-%m-%d"])
 _HOUR_MS = 3_600_000
 
 _METHOD = """\
@@ -34,41 +31,54 @@ Interval: 95 %, normal, of the sampled prompts (drawn without replacement) and o
   was asked is harder than what it was not, so its answers may be longer than the others would have been.
 Rules and prefilter: {hours:.3f} hours of running at {compute} each, queueing included.
 Human review: {held} held items at {review} each, on both sides: what the model alone would have held is not known here.
+Quality: AUC and recall as the lab measured them, on its own sets; live as people found it in this interval, in what was
+  held and in the audit sample.
 GPU-hours and corrections are those charged in the interval; idle GPU-hours are the platform's, and in no task."""
 
 
+class Measured(Struct, frozen=True):
+    """Quality of a way to judge: as the lab measured it on its frozen sets, or as people found it in the interval."""
+
+    auc: float | None = None
+    recall: float | None = None
+    live_recall: float | None = None
+    live_precision: float | None = None
+
+
 class Line(Struct, frozen=True):
-    """A row of the table. `half_nano` is half the interval; quality is as the lab measured it."""
+    """A row of the table, `of` another one or on its own. `half_nano` is half the interval."""
 
     name: str
     messages: int | None
     nano: float | None
     half_nano: float | None = 0.0
-    quality: tuple[str, str] = ("", "")
+    of: str = ""
+    quality: Measured = Measured()
 
 
 @click.command()
-@click.option("--task", required=True)
-@click.option("--from", "start", type=_DAY, required=True, help="First day, in the billing timezone.")
-@click.option("--to", "end", type=_DAY, required=True, help="The day after the last.")
 @click.option(
     "--compute-per-hour", default="0", show_default=True, metavar="AMOUNT", help="Of a core that runs the cheap stages."
 )
 @click.option(
     "--review-each", default="0", show_default=True, metavar="AMOUNT", help="Of one item that a person judges."
 )
-def savings(task: str, start: datetime, end: datetime, compute_per_hour: str, review_each: str) -> None:
+@about_task
+def savings(asked: Asked, compute_per_hour: str, review_each: str) -> Said:
     """What a task would have cost had its model judged every message, beside what it did cost."""
-    settings = process_settings.read(os.environ)
+    home = asked.settings.home_path
     rates = Rates(_amount(compute_per_hour, "--compute-per-hour"), _amount(review_each, "--review-each"))
-    first, after = start.date(), end.date()
-    traffic, rows = with_database(settings, lambda database: _read(database, settings, task, first, after))
-    tariffs = load_tariffs(settings.home_path)
+    traffic, rows, live = with_database(asked.settings, lambda database: _read(database, asked))
+    tariffs = load_tariffs(home)
     if missing := {s.model for s in (*traffic.samples_cheap, *traffic.samples_cached)} - set(tariffs):
         raise click.ClickException(f"models.toml has no price of {', '.join(sorted(missing))}")
-    told = Told(traffic, rows, rates, tariffs, _quality(settings.home_path / "tasks" / task / "metrics.json"))
-    Console().print(_table(told.lines(), f"{task}, {first} to {after}, {settings.currency}"))
-    click.echo(told.method())
+    told = Told(traffic, rows, rates, tariffs, _quality(home / "tasks" / asked.task / "metrics.json", live))
+    lines, currency = told.lines(), asked.settings.currency
+    values = {
+        "task": asked.task, "start": asked.start, "end": asked.end, "currency": currency,
+        "lines": [_plain(line) for line in lines], "method": told.method(),
+    }  # fmt: skip
+    return Said(values, [_table(lines, f"{asked.title}, {currency}")], told.method())
 
 
 class Rates(Struct, frozen=True):
@@ -87,7 +97,7 @@ class Told:
         rows: Sequence[UsageDay],
         rates: Rates,
         tariffs: Mapping[str, Tariff],
-        quality: Mapping[str, tuple[str, str]],
+        quality: Mapping[str, Measured],
     ) -> None:
         self._traffic, self._rows, self._rates, self._quality = traffic, rows, rates, quality
         self._cheap = suppressed(traffic.cheap, traffic.samples_cheap, traffic.outputs, tariffs)
@@ -103,17 +113,20 @@ class Told:
         compute = round(traffic.compute_ms * self._rates.compute_nano / _HOUR_MS)
         did = sum(spent.values()) + compute + review
         return [
-            Line("all-LLM", traffic.inferences, everything, whole.half_nano, self._quality.get("tuned", ("", ""))),
-            Line("  calls that were made", called.inferences, called.nano),
-            Line("  decided by cheap stages", self._cheap.inferences, self._cheap.nano, self._cheap.half_nano),
-            Line("  answered by the cache", self._cached.inferences, self._cached.nano, self._cached.half_nano),
-            Line("  human review", traffic.held, review),
-            Line("as it was", traffic.inferences, did, 0.0, self._quality.get("cascade", ("", ""))),
-            *(Line(f"  {kind}", None, nano) for kind, nano in spent.items()),
-            Line("  rules and prefilter", None, compute),
-            Line("  human review", traffic.held, review),
+            Line("all-LLM", traffic.inferences, everything, whole.half_nano, quality=self._of("tuned")),
+            _part("all-LLM", "calls that were made", called),
+            _part("all-LLM", "decided by cheap stages", self._cheap),
+            _part("all-LLM", "answered by the cache", self._cached),
+            Line("human review", traffic.held, review, of="all-LLM"),
+            Line("as it was", traffic.inferences, did, quality=self._of("cascade")),
+            *(Line(kind, None, nano, of="as it was") for kind, nano in spent.items()),
+            Line("rules and prefilter", None, compute, of="as it was"),
+            Line("human review", traffic.held, review, of="as it was"),
             Line("saved", None, None if everything is None else everything - did, whole.half_nano),
         ]
+
+    def _of(self, system: str) -> Measured:
+        return self._quality.get(system, Measured())
 
     def method(self) -> str:
         """Baseline, method and interval, in words."""
@@ -136,27 +149,36 @@ class Told:
         )
 
 
-async def _read(
-    database: "Database", settings: process_settings.Settings, task: str, first: date, after: date
-) -> tuple[Traffic, list[UsageDay]]:
+async def _read(database: "Database", asked: Asked) -> "tuple[Traffic, list[UsageDay], VersionQuality | None]":
+    """Traffic, the sums of its days, and what people found of all versions together."""
     from gateway.adapters.sql.books import SqlBooks
+    from gateway.adapters.sql.quality import SqlQuality
     from gateway.adapters.sql.savings import SqlTraffic
+    from gateway.core.quality import report
 
-    rows = await SqlBooks(database, settings.zone).days(first, after)
-    return await SqlTraffic(database, settings.zone).of(task, first, after), [row for row in rows if row.task == task]
+    zone = asked.settings.zone
+    first, after = asked.start.astimezone(zone).date(), asked.end.astimezone(zone).date()
+    rows = [row for row in await SqlBooks(database, zone).days(first, after) if row.task == asked.task]
+    versions = report(await SqlQuality(database).evidence(asked.task, asked.start, asked.end))
+    return await SqlTraffic(database, zone).of(asked.task, first, after), rows, versions[-1] if versions else None
 
 
-def _quality(file: Path) -> dict[str, tuple[str, str]]:
-    """(AUC, recall) of each system of the lab's report; none where there is no report."""
+def _quality(file: Path, live: "VersionQuality | None") -> dict[str, Measured]:
+    """Of each system of the lab's report, if there is one; people have only seen what the cascade did."""
     try:
         systems: Any = msgspec.json.decode(file.read_bytes())["systems"]
-        return {name: (_value(each["auc"]), _value(each["operating"]["recall"])) for name, each in systems.items()}
+        found = {name: Measured(_value(of["auc"]), _value(of["operating"]["recall"])) for name, of in systems.items()}
     except (OSError, msgspec.MsgspecError, KeyError, TypeError):
-        return {}
+        found = {}
+    if live is not None:
+        recall, precision = (each.value if each else None for each in (live.recall, live.precision))
+        seen = found.get("cascade", Measured())
+        found["cascade"] = structs.replace(seen, live_recall=recall, live_precision=precision)
+    return found
 
 
-def _value(interval: Any) -> str:
-    return f"{interval['value']:.3f}" if interval else ""
+def _value(interval: Any) -> float | None:
+    return float(interval["value"]) if interval else None
 
 
 def _amount(text: str, option: str) -> int:
@@ -166,14 +188,26 @@ def _amount(text: str, option: str) -> int:
         raise click.BadParameter(str(error), param_hint=option) from error
 
 
+def _part(of: str, name: str, estimate: Estimate) -> Line:
+    return Line(name, estimate.inferences, estimate.nano, estimate.half_nano, of)
+
+
 def _table(lines: Sequence[Line], title: str) -> Table:
     table = Table("", title=title)
-    for name in ("messages", "cost", "± (95 %)", "AUC", "recall"):
+    for name in ("messages", "cost", "± (95 %)", "AUC", "recall", "live recall", "live precision"):
         table.add_column(name, justify="right")
     for line in lines:
         messages = f"{line.messages:,}" if line.messages is not None else ""
-        table.add_row(line.name, messages, _shown(line.nano), _width(line), *line.quality)
+        quality = ("" if each is None else f"{each:.3f}" for each in structs.astuple(line.quality))
+        table.add_row(f"  {line.name}" if line.of else line.name, messages, _shown(line.nano), _width(line), *quality)
     return table
+
+
+def _plain(line: Line) -> dict[str, Any]:
+    """Estimates are rounded to the nano-unit; None where the sample is too small to say."""
+    cost, half = (None if each is None else from_nano(round(each)) for each in (line.nano, line.half_nano))
+    quality = {name: each for name, each in structs.asdict(line.quality).items() if each is not None}
+    return {"name": line.name, "of": line.of, "messages": line.messages, "cost": cost, "plus_minus": half, **quality}
 
 
 def _shown(nano: float | None) -> str:
