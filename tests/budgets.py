@@ -45,9 +45,11 @@ def message(number: int) -> str:
     return f"Message {number:06d} {'x' * 400}"
 
 
-async def ask(client: httpx.AsyncClient, message: str, **headers: str) -> tuple[httpx.Response, dict[str, Any]]:
-    """Invoke the task `manners`: the response and its metadata."""
-    response = await client.post(INVOKE, json={"input": {"message": message}}, headers=headers)
+async def ask(
+    client: httpx.AsyncClient, message: str, at: str = "", **headers: str
+) -> tuple[httpx.Response, dict[str, Any]]:
+    """Invoke the task `manners`, of the gateway `at` where the client has none: the response and its metadata."""
+    response = await client.post(f"{at}{INVOKE}", json={"input": {"message": message}}, headers=headers)
     return response, response.json().get("metadata", {})
 
 

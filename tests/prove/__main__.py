@@ -3,12 +3,12 @@
 import argparse
 import asyncio
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
@@ -19,37 +19,89 @@ from prove.volume import prove_volume
 from prove.world import Check, Ground, World, ground, world
 
 TESTS = Path(__file__).parent.parent
-MACHINES = {
-    "3 state machine": ("adapters/test_redis_machine.py",),
-    "5 clock": ("core/test_quotas.py", "test_thresholds.py", "adapters/sql/test_books.py"),
-    "7 reviews": ("test_reviewers.py",),
+
+
+class Asked(Struct, frozen=True):
+    """How much is to be done."""
+
+    rounds: int
+    seconds: float
+    rows: int
+    seed: int
+
+
+class Part(Struct, frozen=True):
+    """What a proof found, and how long it took."""
+
+    checks: Sequence[Check]
+    seconds: float
+
+
+Proof = Callable[[Ground, Asked], Awaitable[Sequence[Check]]]
+
+
+async def _budget(on: Ground, asked: Asked) -> Sequence[Check]:
+    async with world(on) as each:
+        return await prove_budget(each)
+
+
+async def _death(on: Ground, asked: Asked) -> Sequence[Check]:
+    async with world(on) as each:
+        return await prove_death(each, asked.rounds, asked.seconds, asked.seed)
+
+
+async def _volume(on: Ground, asked: Asked) -> Sequence[Check]:
+    return await prove_volume(asked.rows)
+
+
+async def _cache(on: Ground, asked: Asked) -> Sequence[Check]:
+    async with world(on) as each:
+        return await prove_cache(each)
+
+
+def _pytest(name: str, *files: str) -> Proof:
+    """Tests as a proof: they count as one check."""
+
+    async def proof(on: Ground, asked: Asked) -> Sequence[Check]:
+        paths = [str(TESTS / file) for file in files]
+        run = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pytest", "-x", "-p", "no:warnings", *paths, stdout=asyncio.subprocess.PIPE
+        )
+        words, _ = await run.communicate()
+        if run.returncode:
+            print(words.decode())
+        return [Check(name, " ".join(files), words.decode().strip().splitlines()[-1][:60], run.returncode or 0)]
+
+    return proof
+
+
+PROOFS: dict[str, Proof] = {
+    "budget": _budget,
+    "death": _death,
+    "machine": _pytest("3 state machine", "adapters/test_redis_machine.py"),
+    "volume": _volume,
+    "clock": _pytest("5 clock", "core/test_quotas.py", "test_thresholds.py", "adapters/sql/test_books.py"),
+    "cache": _cache,
+    "reviews": _pytest("7 reviews", "test_reviewers.py"),
 }
 
 
-async def prove(on: Ground, rounds: int, seconds: float, rows: int, seed: int) -> list[Check]:
-    """All proofs, one after the other."""
-    checks: list[Check] = []
-    async with world(on) as each:
-        checks += _shown(await prove_budget(each))
-    async with world(on) as each:
-        checks += _shown(await prove_cache(each))
-    for name, files in MACHINES.items():
-        checks += _shown([_pytest(name, files)])
-    checks += _shown(await prove_volume(rows))
-    async with world(on) as each:
-        checks += _shown(await prove_death(each, rounds, seconds, seed))
-    return checks
+async def prove(on: Ground, asked: Asked, names: Sequence[str]) -> list[Part]:
+    """These proofs, one after the other."""
+    return [await _timed(PROOFS[name](on, asked)) for name in names]
 
 
-async def teeth(on: Ground) -> list[Check]:
+async def teeth(on: Ground) -> list[Part]:
     """Each defect, and the proof that must see it. A defect that nobody sees is a difference."""
-    checks = []
-    for defect in DEFECTS:
-        async with world(on, defect) as each:
-            found = await _proof_of(defect, each)
-        seen = [check.says for check in found if check.difference]
-        checks += _shown([Check("teeth", defect, "; ".join(seen) or "NOT CAUGHT", 0 if seen else 1)])
-    return checks
+    return [await _timed(_bitten(on, defect)) for defect in DEFECTS]
+
+
+async def _bitten(on: Ground, defect: str) -> Sequence[Check]:
+    async with world(on, defect) as each:
+        found = await _proof_of(defect, each)
+    seen = [check for check in found if check.difference]
+    said = "; ".join(f"{check.says}: {check.seen}" for check in seen)
+    return [Check("teeth", defect, said or "NOT CAUGHT", 0 if seen else 1)]
 
 
 async def _proof_of(defect: str, each: World) -> Sequence[Check]:
@@ -61,42 +113,50 @@ async def _proof_of(defect: str, each: World) -> Sequence[Check]:
     return await prove_budget(each, calls=20, requests=120)
 
 
-def _pytest(name: str, files: Sequence[str]) -> Check:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:warnings", *(str(TESTS / file) for file in files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return Check(name, " ".join(files), done.stdout.strip().splitlines()[-1][:60], int(done.returncode != 0))
-
-
-def _shown(checks: Sequence[Check]) -> list[Check]:
-    for check in checks:
+async def _timed(proof: Awaitable[Sequence[Check]]) -> Part:
+    started = time.monotonic()
+    part = Part(await proof, time.monotonic() - started)
+    for check in part.checks:
         print(f"{check.proof}: {check.says}: {check.seen} (difference {check.difference})", flush=True)
-    return list(checks)
+    return part
+
+
+def _table(parts: Sequence[Part], title: str) -> Table:
+    """One row for each check; the first of a part says how long the part took."""
+    table = Table("proof", "what was counted", "seen", title=title)
+    for name in ("difference", "seconds"):
+        table.add_column(name, justify="right")
+    for part in parts:
+        for place, check in enumerate(part.checks):
+            took = f"{part.seconds:.0f}" if place == 0 else ""
+            style = "red" if check.difference else ""
+            table.add_row(check.proof, check.says, check.seen, f"{check.difference:,}", took, style=style)
+        table.add_section()
+    return table
 
 
 def main() -> None:
     """Parse, prove, print."""
     parser = argparse.ArgumentParser(prog="prove")
-    parser.add_argument("what", choices=["all", "teeth"], nargs="?", default="all")
+    parser.add_argument("what", choices=["all", "teeth", *PROOFS], nargs="*", default=["all"])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--reviews", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=20261122)
-    asked = parser.parse_args()
-    os.environ["PROVE_REVIEWS"] = str(asked.reviews)
+    given = parser.parse_args()
+    os.environ["PROVE_REVIEWS"] = str(given.reviews)
+    asked = Asked(given.rounds, given.seconds, given.rows, given.seed)
     started = time.monotonic()
     with ground() as on:
-        run = teeth(on) if asked.what == "teeth" else prove(on, asked.rounds, asked.seconds, asked.rows, asked.seed)
-        checks = asyncio.run(run)
-    table = Table(
-        "proof", "what was counted", "seen", "difference", title=f"make prove{'-teeth' * (asked.what != 'all')}"
+        names = list(PROOFS) if "all" in given.what else given.what
+        parts = asyncio.run(teeth(on) if "teeth" in given.what else prove(on, asked, names))
+    differences = sum(check.difference != 0 for part in parts for check in part.checks)
+    Console().print(_table(parts, "make prove-teeth" if "teeth" in given.what else "make prove"))
+    print(
+        f"{len(parts)} parts, {differences} check(s) that differ, {time.monotonic() - started:.0f} s with what they stand on"
     )
-    for check in checks:
-        table.add_row(
-            check.proof, check.says, check.seen, str(check.difference), style="red" if check.difference else ""
-        )
-    Console().print(table, f"{time.monotonic() - started:.0f} s")
-    sys.exit(any(check.difference for check in checks))
+    sys.exit(differences > 0)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ async def prove_budget(world: World, calls: int = 100, requests: int = 480) -> S
                 _, last = await ask(one, message(requests + len(said)))
                 said.append(last)
         at_once = await world.open_reservations()
-        booked, counted = await world.booked(), await world.counted()
+        booked, counted, used = await world.booked(), await world.counted(), await world.budget_used()
         verified, _ = await world.verified()
     cheap = [metadata for metadata in said if metadata.get("stage") == "rules"]
     given = [metadata["run_id"] for metadata in said if metadata.get("run_id")]
@@ -51,6 +51,7 @@ async def prove_budget(world: World, calls: int = 100, requests: int = 480) -> S
         Check(name, "calls in the ledger", str(booked.calls), booked.calls - calls),
         *witnessed(name, world.model.counted, counted, booked),
         Check(name, "`ledger verify --model-metrics`", f"status {verified}", verified),
+        Check(name, "the budget's counter = the ledger", f"{used:,}", used - booked.cost_nano),
         Check(name, "requests that a cheap stage answered", str(len(cheap)), len(cheap) - (requests - 1) // 2),
         Check(name, "answers without a row", f"of {len(given)}", len(set(given) - booked.runs)),
         Check(name, "reservations left", str(at_once), at_once),

@@ -2,53 +2,34 @@
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
 import time
 from collections.abc import Sequence
 
-import httpx
-from budgets import ask, message
 from fault_server import hang_up
-from msgspec import Struct, field
+from msgspec import Struct
 from postgres import restart
-from stack import Gateway
 
 from gateway.adapters.sql.access import new_key
+from prove.load import Fleet, Load
 from prove.witness import FAULTS, Count
 from prove.world import Booked, Check, World, kill
 
 BUDGET = '[[quota]]\nresource = "cost"\nlimit = "1000.00"\nper = "month"\nscope = ["task"]\n'
 # What costs more time comes up less often.
 DEATHS = ("clients", "clients", "model", "model", "valkey", "valkey", "postgres", "gateway")
-REQUESTS = 16
+GATEWAYS = 3
+# So many calls reach the model after each death before the next one comes.
+CALLS = 8
+# Where so few reach it for so long, something is broken for good.
+ROUND_S = 60.0
 
 
-class Fleet(Struct):
-    """Gateways that serve, and those that come up in the place of dead ones meanwhile."""
+class Died(Struct):
+    """How often something died, and the seconds that its rounds took."""
 
-    world: World
-    up: list[Gateway]
-    coming: list["asyncio.Task[Gateway]"] = field(default_factory=list)
-
-    async def kill_one(self, dice: random.Random) -> None:
-        """The whole process group at once; never the last one that serves."""
-        if len(self.up) < 2:
-            await self.arrive(whoever=True)
-        victim = self.up.pop(dice.randrange(len(self.up)))
-        # The server is a parent and its worker, in a group of their own.
-        os.killpg(victim.child.process.pid, signal.SIGKILL)
-        victim.child.process.wait()
-        self.coming.append(asyncio.create_task(asyncio.to_thread(self.world.gateway)))
-
-    async def arrive(self, *, whoever: bool = False) -> None:
-        """Take in those that are ready; wait for them all with `whoever`."""
-        if whoever and self.coming:
-            await asyncio.wait(self.coming)
-        ready = [each for each in self.coming if each.done()]
-        self.coming = [each for each in self.coming if not each.done()]
-        self.up += [each.result() for each in ready]
+    times: int = 0
+    seconds: float = 0.0
 
 
 async def prove_death(
@@ -56,35 +37,34 @@ async def prove_death(
 ) -> Sequence[Check]:
     """At most so many rounds, for at most so long."""
     dice, started = random.Random(seed), time.monotonic()
-    # A model that hangs is given up soon, so that rounds of it are short.
+    # A model that hangs is given up soon.
     world.declare(timeout_s=1.0, deadline_s=2.0, more=BUDGET)
     key = await new_key(world.postgres, "shop", frozenset({"invoke"}))
-    given: list[str] = []
-    done, died = 0, dict.fromkeys(deaths, 0)
-    with world.gateways(2) as up:
+    died = {death: Died() for death in deaths}
+    with world.gateways(GATEWAYS) as up:
         fleet = Fleet(world, up)
-        while done < rounds and time.monotonic() - started < seconds:
-            death = dice.choice(deaths)
-            given += await _round(fleet, key, done, death, dice)
-            await fleet.arrive()
-            died[death] += 1
-            done += 1
-        await fleet.arrive(whoever=True)
+        load = Load(fleet, key, dice)
+        async with load.running():
+            with contextlib.suppress(TimeoutError):
+                while _rounds(died) < rounds and time.monotonic() - started < seconds:
+                    await _round(fleet, load, died, deaths, dice)
+        world.model.script.clear()
+        await fleet.whole()
         booked = await world.settled_down(patience_s)
         open_after = await world.open_reservations()
-        counted = await world.counted()
+        counted, used = await world.counted(), await world.budget_used()
         verified, words = await world.verified()
-    of = ", ".join(f"{count} {what}" for what, count in died.items())
-    took = f"{done} in {time.monotonic() - started:.0f} s"
-    name = "2 random death"
     if verified:
         print(words)
+    name, done = "2 random death", _rounds(died)
+    of = ", ".join(f"{each.times} {what} ({each.seconds / max(1, each.times):.2f} s)" for what, each in died.items())
     return [
-        Check(name, f"rounds (seed {seed}): {of}", took, rounds - done),
+        Check(name, f"rounds (seed {seed}): {of}", str(done), rounds - done),
         *witnessed(name, world.model.counted, counted, booked),
         Check(name, "`ledger verify --model-metrics`", f"status {verified}", verified),
         Check(name, "reservations and intents left", f"{open_after} + {booked.intents}", open_after + booked.intents),
-        Check(name, "answers without a row", f"of {len(given)}", len(set(given) - booked.runs)),
+        Check(name, "the budget's counter = the ledger", f"{used:,}", used - booked.cost_nano),
+        Check(name, "answers without a row", f"of {len(load.given):,}", len(set(load.given) - booked.runs)),
     ]
 
 
@@ -101,38 +81,33 @@ def witnessed(name: str, proxy: Count, server: Count, booked: Booked) -> Sequenc
     return checks
 
 
-async def _round(fleet: Fleet, key: str, number: int, death: str, dice: random.Random) -> list[str]:
-    """The runs that were answered while something died."""
-    model = fleet.world.model
-    if death == "model":
-        model.script.extend([dice.choice(FAULTS), dice.choice(FAULTS), hang_up])
-    async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(each.client(key)) for each in fleet.up]
-        numbers = [number * REQUESTS + i for i in range(REQUESTS)]
-        asked = [asyncio.create_task(_run_id(clients[n % len(clients)], message(n))) for n in numbers]
-        await asyncio.sleep(dice.uniform(0, 0.15))
-        await _die(fleet, asked, death, dice)
-        said = await asyncio.gather(*asked, return_exceptions=True)
-    model.script.clear()
-    return [run_id for run_id in said if isinstance(run_id, str)]
+def _rounds(died: dict[str, Died]) -> int:
+    return sum(each.times for each in died.values())
 
 
-async def _run_id(client: httpx.AsyncClient, text: str) -> str | None:
-    with contextlib.suppress(httpx.HTTPError):
-        response, metadata = await ask(client, text)
-        return metadata.get("run_id") if response.status_code == 200 else None
-    return None
+async def _round(fleet: Fleet, load: Load, died: dict[str, Died], deaths: Sequence[str], dice: random.Random) -> None:
+    """One death at a random moment of the load, and then work again. Raises TimeoutError where there is none."""
+    began, death = time.monotonic(), dice.choice(deaths)
+    async with asyncio.timeout(ROUND_S):
+        await asyncio.sleep(dice.uniform(0, 0.1))
+        await _die(fleet, load, death, dice)
+        await fleet.world.model.more(CALLS)
+    fleet.arrive()
+    died[death].times += 1
+    died[death].seconds += time.monotonic() - began
 
 
-async def _die(fleet: Fleet, asked: list["asyncio.Task[str | None]"], death: str, dice: random.Random) -> None:
+async def _die(fleet: Fleet, load: Load, death: str, dice: random.Random) -> None:
+    world = fleet.world
     match death:
         case "clients":
-            for each in dice.sample(asked, REQUESTS // 2):
-                each.cancel()
+            load.cancel_half()
+        case "model":
+            world.model.script.extend([dice.choice(FAULTS), dice.choice(FAULTS), hang_up])
         case "valkey":
-            kill(fleet.world.valkey.pid)
-            fleet.world.valkey.start()
+            kill(world.valkey.pid)
+            world.valkey.start()
         case "postgres":
-            await asyncio.to_thread(restart, fleet.world.postgres)
+            await asyncio.to_thread(restart, world.postgres)
         case "gateway":
             await fleet.kill_one(dice)

@@ -91,7 +91,7 @@ async def _prove(url: str, name: str, rows: int) -> Sequence[Check]:
         Check(
             proof,
             f"its memory at its peak, beside that of an empty month ({least_mb:.0f} MB)",
-            f"{peak_mb:.0f} MB",
+            f"{peak_mb:.0f} MB ({peak_mb - least_mb:+.0f})",
             int(peak_mb > least_mb + FLAT_MB),
         ),
         Check(proof, "nano-units in the report", f"{expected:,}", total(days)["cost_nano"] - expected),

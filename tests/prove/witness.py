@@ -43,13 +43,20 @@ class Witness(FaultServer):
         super().__init__(tokenizer)
         self.usual = forward
         self.counted = Count()
-        self._under_way, self._idle = 0, Event()
+        self._under_way, self._idle, self._more = 0, Event(), Event()
         self._idle.set()
         self._server = httpx.AsyncClient(base_url=server, timeout=60, limits=httpx.Limits(max_connections=64))
 
     async def aclose(self) -> None:
         """Hang up on the model server."""
         await self._server.aclose()
+
+    async def more(self, calls: int) -> None:
+        """Returns when so many more have passed."""
+        enough = self.counted.requests + calls
+        while self.counted.requests < enough:
+            self._more.clear()
+            await self._more.wait()
 
     async def at_the_server(self) -> Count:
         """What the server itself has counted since it began, once nothing is under way."""
@@ -66,6 +73,7 @@ class Witness(FaultServer):
             answer = await self._server.request("POST" if seen.body is not None else "GET", seen.path, json=seen.body)
             if seen.path in GENERATIONS:
                 self.counted += _counts(answer.headers)
+                self._more.set()
             return answer
         finally:
             self._under_way -= 1

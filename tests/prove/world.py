@@ -12,6 +12,7 @@ from pathlib import Path
 from fault_server import serving
 from msgspec import Struct
 from postgres import fresh_database, migrated_template, running_postgres
+from redis.asyncio import Redis
 from sqlalchemy import func, select
 from stack import MANNERS, MIGRATIONS, ROOT, Gateway, llm_process, make_home
 from tiny_llm import tiny_model
@@ -38,11 +39,12 @@ class Check(Struct, frozen=True):
 
 
 class Booked(Struct, frozen=True):
-    """What the ledger says: calls, what they settled and left unsettled, open intents, recorded runs."""
+    """What the ledger says: calls, what they settled and left unsettled, their cost, open intents, recorded runs."""
 
     calls: int
     settled: Count
     unsettled: Count
+    cost_nano: int
     intents: int
     runs: frozenset[str]
 
@@ -126,14 +128,14 @@ class World(Struct):
         database = Database(self.postgres)
         try:
             async with database.begin() as connection:
-                tokens = [func.coalesce(func.sum(model_call.c[f"{way}_tokens"]), 0) for way in ("input", "output")]
-                sums = select(func.count(), *tokens)
+                summed = ("input_tokens", "output_tokens", "cost_nano")
+                sums = select(func.count(), *(func.coalesce(func.sum(model_call.c[name]), 0) for name in summed))
                 settled = (await connection.execute(sums.where(model_call.c.settled))).one()
                 lost = (await connection.execute(sums.where(model_call.c.settled.is_(False)))).one()
                 intents = (await connection.execute(select(func.count()).select_from(intent))).scalar_one()
                 runs = frozenset((await connection.execute(select(inference.c.id))).scalars())
-                counts = [Count(*map(int, found)) for found in (settled, lost)]
-                return Booked(settled[0] + lost[0], *counts, intents, runs)
+                counts = [Count(*map(int, found[:3])) for found in (settled, lost)]
+                return Booked(settled[0] + lost[0], *counts, int(settled[3] + lost[3]), intents, runs)
         finally:
             await database.aclose()
 
@@ -144,6 +146,12 @@ class World(Struct):
             return len(await store.open_reservations(0))
         finally:
             await store.close()
+
+    async def budget_used(self) -> int:
+        """What the store says is used of the one budget of cost, in nano-units."""
+        async with Redis.from_url(self.valkey.url) as redis:
+            names = [name async for name in redis.scan_iter("tg:q:cost:month:*") if b":near:" not in name]
+            return sum([int(await redis.get(name)) for name in names])
 
     async def settled_down(self, patience_s: float = 60) -> Booked:
         """The ledger when nothing is under way any more, or when patience ends."""
