@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, web
 from msgspec import Struct, field
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -106,36 +105,44 @@ class Desk(Struct):
             self.half.set()
 
 
-async def review_until_done(desk: Desk, client: httpx.AsyncClient, key: str, number: int) -> None:
+async def review_until_done(desk: Desk, client: ClientSession, key: str, number: int) -> None:
     """One reviewer: takes, then decides, hands back, or goes away with the lease. Asks again until nothing is left."""
     reviewer = _Reviewer(client, {"authorization": f"Bearer {key}"}, random.Random(number))
     while desk.left > 0:
         try:
             await _one(desk, reviewer)
-        except httpx.HTTPError:
+        except (ClientError, TimeoutError):
             # A gateway that was killed: the next question goes to one that lives.
             continue
 
 
 class _Reviewer(Struct):
-    client: httpx.AsyncClient
+    client: ClientSession
     headers: dict[str, str]
     dice: random.Random
 
-    async def post(self, url: str, body: dict[str, str]) -> httpx.Response:
-        return await self.client.post(url, json=body, headers=self.headers)
+    async def post(self, url: str, body: dict[str, str]) -> Any:
+        """The answer; None where it is none, or an error."""
+        return await self._answer("POST", url, json=body)
+
+    async def get(self, url: str) -> Any:
+        """The same."""
+        return await self._answer("GET", url)
+
+    async def _answer(self, method: str, url: str, **more: Any) -> Any:
+        async with self.client.request(method, url, headers=self.headers, **more) as response:
+            return await response.json() if response.status == 200 else None
 
 
 async def _one(desk: Desk, by: _Reviewer) -> None:
     at = by.dice.choice(desk.up).url
     answer = await by.post(f"{at}/reviews/next", {})
-    case = answer.json()["next"] if answer.status_code == 200 else None
+    case = answer["next"] if answer else None
     if case is None:
-        depth = await by.client.get(f"{at}/reviews/depth", headers=by.headers)
+        depth = await by.get(f"{at}/reviews/depth")
         # Whoever is told to come again later, does.
-        if depth.status_code == answer.status_code == 200:
-            queues = depth.json()["queues"]
-            desk.left = sum(queue["open"] + queue["leased"] + queue["escalated"] for queue in queues)
+        if answer and depth:
+            desk.left = sum(queue["open"] + queue["leased"] + queue["escalated"] for queue in depth["queues"])
         # Nothing is free, but others may hand back what they hold.
         await asyncio.sleep(0.25)
         return
@@ -146,7 +153,7 @@ async def _one(desk: Desk, by: _Reviewer) -> None:
         await by.post(f"{path}/release", {"token": token})
     else:
         outcome = wanted(case["input"]["message"])
-        if (await by.post(f"{path}/decide", {"token": token, "outcome": outcome})).status_code == 200:
+        if await by.post(f"{path}/decide", {"token": token, "outcome": outcome}):
             desk.told(case["review"]["id"], outcome)
 
 

@@ -5,8 +5,8 @@ import os
 import signal
 from pathlib import Path
 
-import httpx
 import pytest
+from aiohttp import ClientSession, ClientTimeout
 from reviewers import CALLER, OWNER, Desk, Receiver, books, make_home, messages, review_until_done, send
 from stack import Gateway, gateway
 
@@ -44,7 +44,7 @@ async def test_fifty_reviewers_on_two_gateways(tmp_path: Path, database_url: str
             half = len(texts) // 2
             told = await send(one, key, texts[:half]) + await send(two, key, texts[half:])
             desk = Desk([one, two], ITEMS)
-            async with httpx.AsyncClient(timeout=30) as client:
+            async with ClientSession(timeout=ClientTimeout(30)) as client:
                 each = (review_until_done(desk, client, k, n) for n, k in enumerate(keys))
                 working = asyncio.gather(*each)
                 await desk.half.wait()
