@@ -23,7 +23,7 @@ check: $(BIN)/.demo ## Check tasks, prompts and models
 	$(BIN)/gateway check
 
 test: $(BIN)/.test lint ## Lint, types, import contracts, tests on real servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 contract-llamacpp: $(BIN)/.test ## The chat door over llama.cpp's server (LLAMACPP_PYTHON, LLAMACPP_MODEL)
 	$(BIN)/python -m pytest tests/contracts/test_llamacpp.py
