@@ -64,7 +64,7 @@ class Collector:
         return await self._until(lambda: self.metrics.get(name))
 
     async def _until(self, find: Callable[[], Any]) -> Any:
-        async with asyncio.timeout(30), self._news:
+        async with asyncio.timeout(60), self._news:
             while (found := find()) is None:
                 await self._news.wait()
             return found

@@ -96,7 +96,7 @@ class Gateway(Struct, frozen=True):
 
     def client(self, key: str) -> httpx.AsyncClient:
         """A client that calls with `key`."""
-        return httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def llm_process(model: Path, log: Path, port: int | None = None) -> Iterator[tup
     child = Child("LLM server", command, log, {"PYTHONPATH": str(ROOT)})
     url = f"http://127.0.0.1:{port}"
     try:
-        child.wait_ready(f"{url}/health", 60)
+        child.wait_ready(f"{url}/health", 120)
         yield url, child
     finally:
         child.stop()
@@ -143,8 +143,7 @@ def key_for(database: str, team: str = "shop", *scopes: str) -> str:
 
 async def recorded(client: httpx.AsyncClient, task: str, run_id: str) -> dict[str, Any]:
     """The metadata of a run, once it is in the ledger; each look is a request, so the gateway is the clock."""
-    for _ in range(1000):
-        response = await client.get(f"/tasks/{task}/runs/{run_id}")
-        if response.status_code == 200:
-            return dict(response.json()["metadata"])
-    raise AssertionError("the run was never recorded")
+    async with asyncio.timeout(60):
+        while (response := await client.get(f"/tasks/{task}/runs/{run_id}")).status_code != 200:
+            pass
+    return dict(response.json()["metadata"])

@@ -19,6 +19,10 @@ from gateway.adapters.sql.tables import inference, intent
 INVOKE = "/tasks/manners/invoke"
 LOOK_S = 0.1
 """How often the balancer asks who is ready."""
+LEAVE_S = 6.0
+"""How long a gateway that was told to stop serves on: enough to look at it on a busy machine."""
+PATIENCE_S = 60.0
+"""More than anything takes that ends at all."""
 
 
 async def ask(client: httpx.AsyncClient, message: str) -> httpx.Response:
@@ -34,21 +38,21 @@ async def rows(url: str, query: Any) -> list[Any]:
         await database.aclose()
 
 
-async def ended(up: Gateway, within_s: float) -> int:
+async def ended(up: Gateway) -> int:
     """The status of a process that was told to stop."""
-    return await asyncio.to_thread(up.child.process.wait, within_s)
+    return await asyncio.to_thread(up.child.process.wait, PATIENCE_S)
 
 
 async def closed(port: int) -> None:
     """Wait until nobody listens there any more; each look is a connection."""
-    for _ in range(1000):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionRefusedError:
-            return
-        writer.close()
-        await asyncio.sleep(LOOK_S / 10)
-    raise AssertionError("it goes on listening")
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(LOOK_S / 10)
 
 
 async def test_a_stopping_gateway_serves_until_it_leaves_and_loses_no_row(
@@ -59,21 +63,21 @@ async def test_a_stopping_gateway_serves_until_it_leaves_and_loses_no_row(
     think = asyncio.Event()
     model.script.append(held_until(think))
     async with serving(model) as llm:
-        with gateway(home, database, valkey, llm, leave_s="2", ledger="relaxed") as up:
+        with gateway(home, database, valkey, llm, leave_s=str(LEAVE_S), ledger="relaxed") as up:
             async with up.client(key) as client, up.client(key) as waiting:
                 under_way = asyncio.create_task(ask(waiting, "Under way"))
-                await asyncio.wait_for(model.hung.wait(), 10)
+                await asyncio.wait_for(model.hung.wait(), PATIENCE_S)
                 told = time.monotonic()
                 up.child.process.terminate()
                 while (said := await client.get("/health/ready")).status_code == 200:
-                    assert time.monotonic() - told < 1
+                    assert time.monotonic() - told < LEAVE_S / 2
                 assert said.json()["status"] == "draining"
                 answered = [(await ask(client, f"Thank you {i}")).json()["metadata"]["run_id"] for i in range(20)]
                 await closed(int(up.url.rsplit(":", 1)[1]))
-                assert time.monotonic() - told >= 1.9
+                assert time.monotonic() - told >= LEAVE_S - LOOK_S
                 think.set()
                 last = (await under_way).json()["metadata"]
-            assert await ended(up, 10) == 0
+            assert await ended(up) == 0
     assert last["stage"] == "llm"
     assert set(await rows(database, select(inference.c.id))) == {*answered, last["run_id"]}
     assert await rows(database, select(intent.c.id)) == []
@@ -81,7 +85,7 @@ async def test_a_stopping_gateway_serves_until_it_leaves_and_loses_no_row(
 
 async def test_what_hangs_does_not_hold_up_the_end(home: Path, database: str, valkey: str, model: FaultServer) -> None:
     """A model that never answers, a client that never finishes its request: the process ends all the same, in time."""
-    patient = MANNERS.replace("min_label_mass = 0.0", "min_label_mass = 0.0\ntimeout_s = 60\ndeadline_s = 60")
+    patient = MANNERS.replace("min_label_mass = 0.0", "min_label_mass = 0.0\ntimeout_s = 600\ndeadline_s = 600")
     (home / "tasks/manners/task.toml").write_text(patient, "utf-8")
     key = await new_key(database, "shop", frozenset({"invoke"}))
     model.script.append(hang)
@@ -91,11 +95,9 @@ async def test_what_hangs_does_not_hold_up_the_end(home: Path, database: str, va
             writer.write(b"POST /tasks/manners/invoke HTTP/1.1\r\nhost: x\r\n")
             async with up.client(key) as client:
                 under_way = asyncio.create_task(ask(client, "Never answered"))
-                await asyncio.wait_for(model.hung.wait(), 10)
-                told = time.monotonic()
+                await asyncio.wait_for(model.hung.wait(), PATIENCE_S)
                 up.child.process.terminate()
-                await ended(up, 20)
-                assert time.monotonic() - told < 9
+                await ended(up)
                 with pytest.raises(httpx.TransportError):
                     await under_way
             writer.close()
@@ -116,20 +118,21 @@ class Balancer:
 
     async def follow(self) -> None:
         """Ask all replicas, until cancelled."""
-        async with httpx.AsyncClient(timeout=2, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S, limits=httpx.Limits(max_keepalive_connections=0)) as client:
             while True:
                 self._ready = [url for url in self.urls if await _is_ready(client, url)]
                 await asyncio.sleep(LOOK_S)
 
     async def send(self, message: str) -> httpx.Response:
         """Raises whatever loses the request."""
-        for _ in range(100):
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
             self._turn += 1
             targets = self._ready or self.urls
             url = targets[self._turn % len(targets)]
             headers = {"authorization": f"Bearer {self._key}"}
             try:
-                async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+                async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as client:
                     return await ask(client, message)
             except httpx.ConnectError:
                 await asyncio.sleep(LOOK_S)
@@ -161,7 +164,7 @@ async def test_a_rolling_restart_under_load_loses_no_request(
         with ExitStack() as stack:
 
             def start() -> Gateway:
-                return stack.enter_context(gateway(home, database, valkey, llm, leave_s="3"))
+                return stack.enter_context(gateway(home, database, valkey, llm, leave_s=str(LEAVE_S)))
 
             up = [await asyncio.to_thread(start), await asyncio.to_thread(start)]
             balancer.urls = [each.url for each in up]
@@ -174,7 +177,7 @@ async def test_a_rolling_restart_under_load_loses_no_request(
                     balancer.urls.append(new.url)
                     await _grows(answers, 50)
                     old.child.process.terminate()
-                    assert await ended(old, 20) == 0
+                    assert await ended(old) == 0
                     balancer.urls.remove(old.url)
                     await _grows(answers, 50)
             finally:
@@ -190,8 +193,7 @@ async def test_a_rolling_restart_under_load_loses_no_request(
 async def _grows(answers: list[httpx.Response], by: int) -> None:
     """Wait for so many more answers: the load is the clock."""
     wanted = len(answers) + by
-    for _ in range(600):
-        if len(answers) >= wanted:
-            return
+    until = time.monotonic() + PATIENCE_S
+    while len(answers) < wanted:
+        assert time.monotonic() < until, "the load stands still"
         await asyncio.sleep(LOOK_S)
-    raise AssertionError("the load stands still")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -99,7 +100,8 @@ async def traffic(up: Gateway, key: str, llm: FaultServer) -> None:
 async def scraped(up: Gateway, key: str) -> dict[str, Any]:
     """What a Prometheus with that key sees, once the workers' first look at themselves is in it."""
     async with up.client(key) as client:
-        for _ in range(600):
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
             response = await client.get("/metrics")
             assert response.status_code == 200, response.text
             families = {family.name: family for family in text_string_to_metric_families(response.text)}

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,13 @@ from tokenizers import Tokenizer
 
 from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
+from gateway.web.auth import REMEMBER_S
 
 INVOKE = "/tasks/manners/invoke"
-PATIENCE_S = 1.0
+BODY_S = 1.0
+"""What a client has for its head, and for its body."""
+PATIENCE_S = 60.0
+"""More than anything takes that ends at all."""
 
 
 class Pair(Struct, frozen=True):
@@ -40,7 +44,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path, 
     admin = await new_key(database, "platform", frozenset({"admin"}))
     model = FaultServer(Tokenizer.from_file(str(tiny_llm_folder / "tokenizer.json")))
     async with serving(model) as llm:
-        settings = {"body_timeout_s": str(PATIENCE_S)}
+        settings = {"body_timeout_s": str(BODY_S)}
         with gateway(home, database, valkey, llm, **settings) as one, gateway(home, database, valkey, llm) as two:
             yield Pair(one, two, key, admin)
 
@@ -51,7 +55,7 @@ async def said(up: Gateway, head: bytes, then: bytes = b"") -> bytes:
     try:
         writer.write(head + then)
         await writer.drain()
-        return await asyncio.wait_for(reader.read(4096), 10)
+        return await asyncio.wait_for(reader.read(4096), PATIENCE_S)
     except ConnectionError:
         return b""
     finally:
@@ -69,26 +73,26 @@ async def test_too_many_or_too_long_headers_are_refused(pair: Pair) -> None:
 
 @pytest.mark.parametrize("part", ["head", "body"])
 async def test_a_client_that_sends_a_byte_at_a_time_is_cut_off(pair: Pair, part: str) -> None:
-    """Head and body each have their time; whoever drips beyond it is answered 408 or closed, and others are served."""
+    """Head and body each have their time; whoever drips beyond it is answered 408 or closed, long before it has sent
+    all that it has, and others are served.
+    """
     head = (
         f"POST {INVOKE} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {pair.key}\r\ncontent-length: 1000\r\n\r\n"
     ).encode()
     sent, drip = (b"", b"POST / HTTP/1.1\r\nx: " + b"y" * 1000) if part == "head" else (head, b" " * 1000)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(pair.one.url.rsplit(":", 1)[1]))
     writer.write(sent)
-    began = time.monotonic()
 
     async def dripping() -> None:
         for byte in drip:
             writer.write(bytes([byte]))
             await writer.drain()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(BODY_S / 10)
 
     feeding = asyncio.create_task(dripping())
     async with pair.one.client(pair.key) as client:
         assert (await client.get("/health/live")).status_code == 200
-    answer = await asyncio.wait_for(_until_closed(reader), PATIENCE_S + 10)
-    assert time.monotonic() - began < PATIENCE_S + 5
+    answer = await asyncio.wait_for(_until_closed(reader), PATIENCE_S)
     assert not answer.startswith(b"HTTP/1.1 2")
     feeding.cancel()
     writer.close()
@@ -148,17 +152,18 @@ async def test_keys_are_in_no_log_and_no_answer(pair: Pair) -> None:
 
 
 async def test_a_revoked_key_is_refused_by_every_replica_within_two_seconds(pair: Pair) -> None:
-    """Where it was revoked at once; elsewhere no later than two seconds, while it was in constant use."""
+    """Where it was revoked at once; elsewhere though it is in constant use, as nothing is remembered for longer."""
+    assert REMEMBER_S <= 2.0
     async with pair.one.client(pair.admin) as admin:
         made = (await admin.post("/keys", json={"team": "shop", "scopes": ["invoke"]})).json()
         async with pair.one.client(made["key"]) as here, pair.two.client(made["key"]) as there:
             ask = {"json": {"input": {"message": "Thank you"}}}
             assert (await there.post(INVOKE, **ask)).status_code == 200
             await admin.delete(f"/keys/{made['info']['id']}")
-            revoked = time.monotonic()
             assert (await here.post(INVOKE, **ask)).status_code == 401
-            while (await there.post(INVOKE, **ask)).status_code != 401:
-                assert time.monotonic() - revoked < 2.5
+            async with asyncio.timeout(PATIENCE_S):
+                while (await there.post(INVOKE, **ask)).status_code != 401:
+                    pass
         audit = (await admin.get("/audit")).text
     assert "key_revoked" in audit
     assert made["key"] not in audit
@@ -167,15 +172,13 @@ async def test_a_revoked_key_is_refused_by_every_replica_within_two_seconds(pair
 async def test_guessing_keys_is_slowed_down_and_good_keys_are_not(pair: Pair) -> None:
     """After twenty bad keys from an address the next ones are 429; a good key from there still works."""
     async with httpx.AsyncClient(base_url=pair.two.url) as client:
-        bad = [
-            (await client.get("/tasks", headers={"authorization": f"Bearer gk_{i:016x}_{'x' * 43}"})).status_code
-            for i in range(40)
-        ]
+        # At once, since a second makes good for one of them.
+        asked = (client.get("/tasks", headers={"authorization": f"Bearer gk_{i:016x}_{'x' * 43}"}) for i in range(80))
+        bad = Counter(response.status_code for response in await asyncio.gather(*asked))
         good = await client.post(
             INVOKE, json={"input": {"message": "Thank you"}}, headers={"authorization": f"Bearer {pair.key}"}
         )
-    assert bad[0] == 401
-    assert bad[-1] == 429
+    assert bad.keys() == {401, 429}
     assert good.status_code == 200
 
 

@@ -15,13 +15,16 @@ from stack import WORDS, gateway, make_home
 from gateway.adapters.sql.access import new_key
 from gateway.core.flights import LEASE_S
 
+DEADLINE_S, PATIENCE_S = 600, 60.0
+"""What the model has; and more than anything takes that waits for less."""
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A task whose model may take a minute: who waits for it must not owe its answer to a deadline."""
+    """A task whose model may take long: who waits for it must not owe its answer to a deadline."""
     home = make_home(tmp_path / "home", WORDS / "tokenizer.json")
     task = home / "tasks/manners/task.toml"
-    slow = "min_label_mass = 0.0\ntimeout_s = 60\ndeadline_s = 60"
+    slow = f"min_label_mass = 0.0\ntimeout_s = {DEADLINE_S}\ndeadline_s = {DEADLINE_S}"
     task.write_text(task.read_text("utf-8").replace("min_label_mass = 0.0", slow), "utf-8")
     return home
 
@@ -38,7 +41,7 @@ async def test_two_processes_share_one_run(home: Path, database: str, valkey: st
                 think = asyncio.Event()
                 model.script.append(held_until(think))
                 asked = [asyncio.create_task(ask(first, message(1)))]
-                await asyncio.wait_for(model.hung.wait(), 10)
+                await asyncio.wait_for(model.hung.wait(), PATIENCE_S)
                 asked += [asyncio.create_task(ask(client, message(1))) for client in (second, second, first)]
                 began = time.monotonic()
                 theirs, _ = await ask(third, message(1))
@@ -63,15 +66,12 @@ async def test_the_others_run_when_the_one_dies(home: Path, database: str, valke
             async with one.client(shop) as first, two.client(shop) as second:
                 model.script.append(hang)
                 lost = asyncio.create_task(ask(first, message(2)))
-                await asyncio.wait_for(model.hung.wait(), 10)
+                await asyncio.wait_for(model.hung.wait(), PATIENCE_S)
                 waiting = [asyncio.create_task(ask(second, message(2))) for _ in range(2)]
                 await second.get("/health/ready")
                 os.killpg(one.child.process.pid, signal.SIGKILL)
-                killed = time.monotonic()
-                said = await asyncio.gather(*waiting)
-                took = time.monotonic() - killed
+                said = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S)
                 with pytest.raises(httpx.TransportError):
                     await lost
     assert sorted(response.headers["x-gateway-cache"] for response, _ in said) == ["miss", "shared"]
-    # The model's own deadline is a minute.
-    assert (len(model.asked), took < LEASE_S + 8) == (2, True)
+    assert len(model.asked) == 2

@@ -100,7 +100,8 @@ class Doorkeeper:
         caller = verify(presented, stored or _NOBODY, self._clock.now()) if presented else None
         if caller is not None:
             return caller
-        if wait_s > 0:
+        # Others from there may have failed while this one was looked up.
+        if (wait_s := max(wait_s, self._throttle.wait_s(address))) > 0:
             raise QuotaExceeded("Too many bad keys from this address.", retry_after_s=wait_s)
         self._throttle.failed(address)
         raise Unauthenticated("Send a valid key as `Authorization: Bearer gk_…`.")

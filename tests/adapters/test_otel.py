@@ -54,7 +54,7 @@ def test_spans_go_over_grpc_with_the_ids_that_they_were_given(monkeypatch: pytes
         exports.ids.trace_id, exports.ids.span_id = 0xABC, 0xDEF
         exports.tracer.start_span("kept").end()
         exports.close()
-        (resource,) = receiver.received.get(timeout=10).resource_spans
+        (resource,) = receiver.received.get(timeout=60).resource_spans
     (span,) = resource.scope_spans[0].spans
     assert (span.name, span.trace_id.hex(), span.span_id.hex()) == ("kept", f"{0xABC:032x}", f"{0xDEF:016x}")
     assert counted == [(1, False)]
@@ -70,7 +70,7 @@ def test_an_exporter_that_is_down_does_not_hold_up_the_end(monkeypatch: pytest.M
         exports.tracer.start_span("lost").end()
     start_s = time.monotonic()
     exports.close()
-    assert time.monotonic() - start_s < 10
+    assert time.monotonic() - start_s < 60
     assert all(lost for _, lost in counted)
 
 

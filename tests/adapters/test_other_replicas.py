@@ -75,8 +75,8 @@ async def test_a_slow_replica_is_hedged_by_another_and_both_calls_are_booked(two
     """After the pause the other replica is asked; its answer counts, and the call that was given up is unsettled."""
     two.servers[0].usual = hang
     metered, began = Metered(), time.monotonic()
-    await two.replicated(hedge_after_s=0.2, timeout_s=30, deadline_s=30).run(ITEM, metered.meter)
-    assert 0.2 <= time.monotonic() - began < 10
+    await two.replicated(hedge_after_s=0.2, timeout_s=60, deadline_s=60).run(ITEM, metered.meter)
+    assert 0.2 <= time.monotonic() - began < 30
     assert two.asked == [1, 1]
     calls = sorted(metered.calls, key=lambda call: call.outcome)
     assert [(call.outcome, call.settled) for call in calls] == [("cancelled", False), ("ok", True)]
@@ -87,7 +87,7 @@ async def test_a_quick_answer_or_a_lone_replica_is_not_hedged(two: Servers) -> N
     """Where the answer comes in time, or no other replica takes requests, there is one call."""
     await two.replicated(hedge_after_s=30).run(ITEM, Metered().meter)
     assert sum(two.asked) == 1
-    runner = two.replicated(hedge_after_s=0.05, timeout_s=0.3, deadline_s=0.5, retries=0)
+    runner = two.replicated(hedge_after_s=0.05, timeout_s=0.5, deadline_s=30, retries=0)
     (access,) = two.builder._accesses.values()
     access.replicas.bar(two.urls[1], "it is wrong", "test")
     two.servers[0].usual = hang
@@ -131,8 +131,8 @@ async def test_where_a_model_cannot_answer_the_next_one_does(two: Servers, name:
     plain = (await two.in_order().run(ITEM, Metered().meter)).score
     two.servers[0].usual = SILENT[name]
     metered, began = Metered(), time.monotonic()
-    found = await two.in_order(timeout_s=0.4, deadline_s=2, retries=1).run(ITEM, metered.meter)
-    assert time.monotonic() - began < 2
+    found = await two.in_order(timeout_s=1, deadline_s=30, retries=1).run(ITEM, metered.meter)
+    assert time.monotonic() - began < 30
     assert plain is not None
     assert found.score is not None
     assert found.score > plain, "the calibration of the fallback adds 2 to the log-odds"
@@ -154,5 +154,5 @@ async def test_the_last_model_has_its_share_of_the_time(two: Servers) -> None:
     """However patient the first one is: half of the deadline is left for the second."""
     two.servers[0].usual = hang
     began = asyncio.get_running_loop().time()
-    await two.in_order(timeout_s=1.0, deadline_s=1.0, retries=3).run(ITEM, Metered().meter)
-    assert 0.5 <= asyncio.get_running_loop().time() - began < 1.0
+    await two.in_order(timeout_s=4.0, deadline_s=4.0, retries=3).run(ITEM, Metered().meter)
+    assert 2.0 <= asyncio.get_running_loop().time() - began < 4.0

@@ -49,7 +49,7 @@ async def serving(
     headers = {"authorization": f"Bearer {memory.tokens['market']}"}
     transport = httpx.AsyncHTTPTransport(retries=8)
     try:
-        async with httpx.AsyncClient(base_url=url, headers=headers, transport=transport, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, transport=transport, timeout=60) as client:
             await client.get("/health/live")
             yield Served(memory, url, client)
     finally:
@@ -70,7 +70,7 @@ async def by_hand(served: Served, rest: bytes) -> tuple[int, bytes]:
     try:
         writer.write(head_of_invoke(served, rest))
         await writer.drain()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             status, *headers = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
             lengths = [line.partition(b":")[2] for line in headers if line.startswith(b"content-length:")]
             return int(status.split()[1]), await reader.readexactly(int(lengths[0]))

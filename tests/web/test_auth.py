@@ -1,5 +1,6 @@
 """Who may do what."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -116,6 +117,14 @@ async def test_guessing_is_slowed_down_and_good_keys_are_not(serve):
         assert answers[-1].headers["retry-after"] == "1"
         assert (await served.client.post(INVOKE, json=BODY)).status_code == 200
         assert (await served.client.post(INVOKE, json=BODY, headers=served.as_team("other"))).status_code == 200
+
+
+async def test_guesses_that_come_together_are_counted_together(serve):
+    """A crowd of bad keys has no more tries than they would have had one after the other."""
+    async with serve() as served:
+        bad = [served.with_key(f"gk_{number:016x}_" + "A" * 43) for number in range(60)]
+        answers = await asyncio.gather(*(served.client.post(INVOKE, json=BODY, headers=headers) for headers in bad))
+        assert {answer.status_code for answer in answers} == {401, 429}
 
 
 async def test_a_key_is_looked_up_once_in_two_seconds(served):

@@ -139,7 +139,7 @@ async def test_a_slow_body_is_given_up(serve):
         began = time.monotonic()
         status, _ = await by_hand(served, b'content-length: 100\r\n\r\n{"input":')
         assert status == 408
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert served.memory.store.admitted == []
 
 
@@ -173,5 +173,5 @@ async def test_a_megabyte_of_anything_is_answered_fast(served):
         began = time.monotonic()
         response = await served.client.post(INVOKE, content=body)
         assert response.status_code in (422, 200)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 15, "what is not linear in a megabyte takes minutes"
         assert len(response.content) < 10_000

@@ -83,4 +83,4 @@ def test_counting_is_linear_in_broken_json(body):
     """A string that never ends is not searched again from every quote in it."""
     began = time.monotonic()
     more_values_than(0, body + b",")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15, "what is not linear takes minutes"
