@@ -39,8 +39,6 @@ from gateway.lab.readings import read_all, row_key
 from gateway.lab.rows import (
     CORPUS,
     MARKETPLACE_DEV,
-    SERVICE_SOURCES,
-    VIOLATION_SOURCES,
     LabError,
     Row,
     Split,
@@ -48,6 +46,7 @@ from gateway.lab.rows import (
     read_marketplace_dev,
     read_public,
     rows_hash,
+    training_sources,
     unit,
 )
 from gateway.lab.systems import Loaded, findings, load_task
@@ -177,7 +176,7 @@ def prefilter_name(loaded: Loaded) -> str | None:
 
 def _rows(config: CalibrateConfig, split: Split) -> list[Row]:
     """Rows of a split, at most so many of each source and label."""
-    public, _ = read_public(config.sources, (*VIOLATION_SOURCES, *SERVICE_SOURCES))
+    public, _ = read_public(config.sources, training_sources(config.sources))
     pools: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in sorted((*public, *read_corpus(config.corpus)), key=lambda r: unit(r.id, "calibrate")):
         if row.split == split:

@@ -15,12 +15,12 @@ from gateway.lab.rows import (
     CORPUS,
     MARKETPLACE_DEV,
     SERVICE_SOURCES,
-    VIOLATION_SOURCES,
     Row,
     read_corpus,
     read_marketplace_dev,
     read_public,
     rows_hash,
+    training_sources,
     unit,
 )
 
@@ -28,8 +28,8 @@ from gateway.lab.rows import (
 class CnnMixConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rows drawn in an epoch, and how often they are changed.
 
-    `per_label` is the most that a violation source gives of each label, and of clean rows `extra_clean` more, since any
-    stream has more of them; `service` is the most of all service talk together. The corpus is seen `corpus_passes`
+    `per_label` is the most that a source of violations gives of each label, and of clean rows `extra_clean` more, since
+    any stream has more of them; `service` is the most of all service talk together. The corpus is seen `corpus_passes`
     times, and its plain messages, of which it has few and a deployment many, `plain_passes` times more. `joined` is the
     share of rows that get another clean message before or behind.
     """
@@ -62,7 +62,7 @@ class Pools(NamedTuple):
 
 def read_pools(sources: Path | None, corpus: Path, config: CnnMixConfig) -> Pools:
     """Read what there is, and keep away from training whatever resembles a held-out row. Raises LabError."""
-    names = (*VIOLATION_SOURCES, *SERVICE_SOURCES)
+    names = training_sources(sources)
     public, absent = read_public(sources, names) if sources is not None else ([], list(names))
     dev = read_marketplace_dev(sources) if sources is not None else []
     rows = [*public, *read_corpus(corpus)]
@@ -82,7 +82,7 @@ def draw_epoch(pools: Pools, config: CnnMixConfig, epoch: int) -> list[Row]:
         if source == CORPUS:
             drawn += list(rows) * config.corpus_passes
             drawn += [row for row in rows if row.difficulty == "plain"] * config.plain_passes
-        elif source in VIOLATION_SOURCES:
+        elif source not in SERVICE_SOURCES:
             most = config.per_label + (config.extra_clean if label == "clean" else 0)
             drawn += rng.sample(rows, min(most, len(rows)))
     rng.shuffle(drawn)

@@ -40,7 +40,7 @@ class AnswerTokens(NamedTuple):
 
     def answer(self, label: str, detail: str | None) -> list[int]:
         """Target tokens: the label, then the policy where known, or the end of the turn for a label without one."""
-        if detail is not None:
+        if detail is not None and detail in self.details:
             return [self.labels[label], self.details[detail]]
         return [self.labels[label], self.end]
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from gateway.lab.evaluate import write_json
 from gateway.lab.metrics import Interval, auc
 from gateway.lab.report import table
-from gateway.lab.rows import MARKETPLACE_DEV, VIOLATION_SOURCES, LabError, Row, read_public
+from gateway.lab.rows import MARKETPLACE_DEV, OWN_FILES, VIOLATION_SOURCES, LabError, Row, read_public
 from gateway.lab.trainers import Scorer, Trainer
 
 RESULT = "loso.json"
@@ -75,7 +75,7 @@ def _linked(sources: Path, folder: Path, without: str | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sources.iterdir():
         link = folder / path.name
-        wanted = path.name.endswith(".jsonl.gz") or path.name == MARKETPLACE_DEV
+        wanted = path.name.endswith(".jsonl.gz") or path.name in (MARKETPLACE_DEV, OWN_FILES)
         if wanted and path.name.split(".")[0] != without and not link.is_symlink():
             link.symlink_to(path.resolve())
     return folder

@@ -24,6 +24,7 @@ from gateway.lab.rows import (
     read_marketplace_dev,
     read_public,
     rows_hash,
+    training_sources,
     unit,
 )
 
@@ -34,7 +35,8 @@ _SERVICE: Mapping[str, int] = {"sgd_services_homes": 900, "multidogo": 700, "ban
 
 
 class MixConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows of each label to draw from a source (drawn again, in another disguise, where the source has fewer).
+    """Rows of each label to draw from a source (drawn again, in another disguise, where the source has fewer);
+    `further_per_label` is for sources of one's own that `per_label` does not name.
 
     `skip` passes over so many rows of each label of a source before drawing, and comes round to them at the end: a
     second round of training sees other rows than the first if it skips what the first has drawn.
@@ -42,6 +44,7 @@ class MixConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     per_label: dict[str, int] = msgspec.field(default_factory=lambda: dict(_PER_LABEL))
     service: dict[str, int] = msgspec.field(default_factory=lambda: dict(_SERVICE))
+    further_per_label: int = 1000
     skip: dict[str, int] = msgspec.field(default_factory=dict)
     corpus_passes: int = 3
     disguised_corpus: float = 0.40
@@ -82,7 +85,7 @@ def read_mix(path: Path | None, seed: int) -> MixConfig:
 
 def moderation_mix(sources: Path, corpus: Path, config: MixConfig) -> Mix:
     """Read, keep apart from the test rows, sample and disguise. The same files and seed give the same rows."""
-    rows, absent = read_public(sources, [*VIOLATION_SOURCES, *SERVICE_SOURCES])
+    rows, absent = read_public(sources, training_sources(sources))
     own = read_corpus(corpus)
     dev = read_marketplace_dev(sources)
     # A reserve keeps clear of the training rows by itself: it may grow without changing what was trained on.
@@ -110,22 +113,27 @@ def drop_twins_of_held_out(train: Sequence[Row], held_out: Sequence[Row]) -> lis
 def _candidates(rows: Sequence[Row], config: MixConfig) -> list[Row]:
     """More than enough training rows of each source and label, so that duplicates are sought among few."""
     pools = _pools(r for r in rows if r.split == "train")
-    wanted = {**config.per_label, **config.service}
-    limits = {source: rows * 3 // 2 + 9 for source, rows in wanted.items()}
     return [
         r
-        for (source, _), pool in sorted(pools.items())
-        for r in _from(_ordered(pool), config.skip.get(source, 0))[: limits.get(source, 0)]
+        for (source, label), pool in sorted(pools.items())
+        if (wanted := _wanted(source, label, config))
+        for r in _from(_ordered(pool), config.skip.get(source, 0))[: wanted * 3 // 2 + 9]
     ]
+
+
+def _wanted(source: str, label: Label, config: MixConfig) -> int:
+    """Rows of this label that a source is to give."""
+    if source in SERVICE_SOURCES:
+        return config.service.get(source, 0) if label == "clean" else 0
+    return config.per_label.get(source, 0 if source in VIOLATION_SOURCES else config.further_per_label)
 
 
 def _public_part(trained: Sequence[Row], config: MixConfig) -> list[Row]:
     pools = _pools(r for r in trained if r.source != CORPUS)
     part: list[Row] = []
     for (source, label), pool in sorted(pools.items()):
-        want = config.per_label.get(source) or (config.service.get(source, 0) if label == "clean" else 0)
         # A small class is drawn at most twice: beyond that the model learns the rows by heart.
-        part += (pool * 2)[: min(want, 2 * len(pool))]
+        part += (pool * 2)[: min(_wanted(source, label, config), 2 * len(pool))]
     return _disguised(part, config.disguised_public, config.seed + 1)
 
 

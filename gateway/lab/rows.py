@@ -22,6 +22,8 @@ MARKETPLACE_DEV = "marketplace_dev"
 VIOLATION_SOURCES = ("davidson2017", "edos", "convabuse", "uci_sms_spam", "youtube_spam", "spamassassin")
 SERVICE_SOURCES = ("sgd_services_homes", "multidogo", "banking77", "nlupp")
 UNTRAINED_SOURCES = ("clinc150",)
+SUFFIX = ".jsonl.gz"
+OWN_FILES = "files.json"
 HELD_OUT_HANDS: Mapping[str, Split] = {"fir": "test", "juniper": "unseen"}
 """Writers of the corpus whose messages are never trained on. The first one's are the marketplace's part of the frozen
 sets; the second one's are a set of their own, looked at last: ordinary talk of buyers and sellers, and hard pairs."""
@@ -53,8 +55,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     mirrors: str | None = None
 
 
-class PublicRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of a public source's file."""
+class SourceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line of a source's file. Rows of one `group` share a split; a row without one stands alone."""
 
     id: str
     source: str
@@ -62,6 +64,8 @@ class PublicRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: Label
     policy: str | None
     split: Side
+    group: str = ""
+    sender_role: SenderRole | None = None
 
 
 class CorpusRow(msgspec.Struct, kw_only=True):
@@ -75,6 +79,10 @@ class CorpusRow(msgspec.Struct, kw_only=True):
     policy: str | None
     difficulty: str
     mirrors: str | None = None
+
+
+class _Named(msgspec.Struct):
+    source: str
 
 
 class _DevRow(msgspec.Struct):
@@ -101,9 +109,16 @@ def rows_hash(rows: Iterable[Row]) -> str:
 
 
 def read_public(folder: Path, names: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """Rows of the named public sources (one `<name>.jsonl.gz` each), and the names that are absent."""
-    absent = [name for name in names if not (folder / f"{name}.jsonl.gz").exists()]
-    return [row for name in names if name not in absent for row in _public(folder / f"{name}.jsonl.gz")], absent
+    """Rows of the named sources (one `<name>.jsonl.gz` each), and the names that are absent."""
+    absent = [name for name in names if not (folder / f"{name}{SUFFIX}").exists()]
+    return [row for name in names if name not in absent for row in _public(folder / f"{name}{SUFFIX}")], absent
+
+
+def training_sources(folder: Path | None) -> tuple[str, ...]:
+    """The public sources that may be trained on, present or not, and those of one's own that `files.json` names."""
+    own = folder / OWN_FILES if folder is not None else None
+    further = [found.source for found in _decoded(own, list[_Named])] if own is not None and own.exists() else []
+    return (*VIOLATION_SOURCES, *SERVICE_SOURCES, *further)
 
 
 def read_corpus(path: Path) -> list[Row]:
@@ -139,19 +154,19 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _public(path: Path) -> Iterator[Row]:
-    for raw in read_jsonl(path, PublicRow):
-        role: SenderRole = "customer" if unit(raw.id, "role") < 0.5 else "pro"
+    for raw in read_jsonl(path, SourceRow):
+        role: SenderRole = raw.sender_role or ("customer" if unit(raw.id, "role") < 0.5 else "pro")
         yield Row(
             id=raw.id, source=raw.source, text=raw.text, label=raw.label, policy=raw.policy,
-            split=_public_split(raw), group=raw.id, sender_role=role,
+            split=_public_split(raw), group=raw.group or raw.id, sender_role=role,
         )  # fmt: skip
 
 
-def _public_split(raw: PublicRow) -> Split:
+def _public_split(raw: SourceRow) -> Split:
     if raw.split == "test":
         return "test"
-    if unit(raw.id, "split") < CALIBRATION_SHARE:
-        return _calibration_half(raw.id)
+    if unit(raw.group or raw.id, "split") < CALIBRATION_SHARE:
+        return _calibration_half(raw.group or raw.id)
     reserved = raw.label == "clean" and unit(raw.id, "mix") >= _RESERVED.get(raw.source, 1.0)
     return "reserve" if reserved else "train"
 
@@ -177,6 +192,13 @@ def read_jsonl(path: Path, kind: type[T]) -> Iterator[T]:
             yield decoder.decode(line)
         except msgspec.DecodeError as e:
             raise LabError(f"{path}:{number}: {e}") from e
+
+
+def _decoded(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise LabError(f"{path}: {error}") from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

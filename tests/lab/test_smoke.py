@@ -48,6 +48,7 @@ def home(tmp_path: Path) -> Path:
         lines = [line for line in written if json.loads(line)["hand"] == hand]
         (tmp_path / f"{hand}.jsonl").write_text("\n".join(lines))
     (tmp_path / "case.jsonl").write_text(json.dumps(CASE))
+    (tmp_path / "own.csv").write_text("text,label,policy\n" + "where do I park,clean,\nyou fool,violation,abuse\n" * 6)
     (tmp_path / "mix.toml").write_text(MIX)
     card = folder / "tasks" / "small" / "MODEL_CARD.md"
     card.write_text(f"# Ours\n\n{BEGIN}\n{END}\n")
@@ -89,6 +90,8 @@ def test_the_whole_lab_from_sources_to_report(home: Path, tmp_path: Path, base: 
     ok("pack-corpus", tmp_path, "alder", "fir", "--out", tmp_path / "packed.jsonl.gz")
     ok("pack-suite", tmp_path / "case.jsonl", "--out", folder / "suite.jsonl.gz")
     ok("data", *sources, "--out", tmp_path / "data")
+    own = ok("data", "--file", tmp_path / "own.csv", *sources, "--out", tmp_path / "beside")
+    assert json.loads(own)[0]["by_policy"] == {"abuse": 6}
     ok("train-cnn", *sources, *quick, "--out", tmp_path / "cnn")
     for name in ("prefilter.safetensors", "prefilter.json"):
         shutil.copy(tmp_path / "cnn" / name, folder)

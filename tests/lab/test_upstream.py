@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.lab import lab
-from gateway.lab.rows import LabError, PublicRow, read_public
+from gateway.lab.rows import LabError, SourceRow, read_public
 from gateway.lab.upstream.build import REPORT, rebuild
 from gateway.lab.upstream.download import Downloads
 from gateway.lab.upstream.rows import cleaned, content_hash
@@ -96,7 +96,7 @@ def test_what_was_pinned_is_recognised(
     monkeypatch.setitem(UPSTREAM, "clinc150", UPSTREAM["clinc150"]._replace(sha256=found.sha256))
     (again,) = rebuild(["clinc150"], tmp_path / "second", fetch, host=host, at_hand=None)
     assert again.verdict == "as pinned"
-    rows = [PublicRow(f"s-{n}", "s", f"text {n}", "clean", None, "train") for n in range(5)]
+    rows = [SourceRow(f"s-{n}", "s", f"text {n}", "clean", None, "train") for n in range(5)]
     assert content_hash(rows) == content_hash(rows[::-1]) != content_hash(rows[1:])
 
 

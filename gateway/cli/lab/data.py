@@ -14,20 +14,29 @@ from gateway.cli.lab.options import PATH, TASK
     click.option("--from-upstream", is_flag=True, help="Rebuild the public sources from where they were published."),
     click.option("--source", "names", multiple=True, help="With --from-upstream: one of them; repeatable."),
     click.option("--upstream-url", help="With --from-upstream: a mirror with the publishers' paths."),
+    click.option("--file", "files", type=PATH, multiple=True, help="Your CSV, JSONL or Parquet; repeatable."),
 )  # fmt: skip
 def data(
     sources: Path | None, corpus: Path | None, out: Path, from_upstream: bool, names: tuple[str, ...],
-    upstream_url: str | None,
+    upstream_url: str | None, files: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Build the frozen sets eval-1000, eval-10k and stream, with a manifest of counts and hashes.
 
     With --from-upstream, the public sources instead: each is compared with its pinned hash and with --sources.
+    With --file, a folder of sources instead: yours, split by group, beside those of --sources.
     """
+    if files and from_upstream:
+        raise click.UsageError("give either --file or --from-upstream")
     if from_upstream:
         _from_upstream(names, out, upstream_url, places.sources_or_none(sources))
         return
     if names or upstream_url is not None:
         raise click.UsageError("--source and --upstream-url go with --from-upstream")
+    if files:
+        from gateway.lab.own_sources import add_files
+
+        show(add_files(files, places.sources_or_none(sources), out))
+        return
     from gateway.lab.frozen import build_frozen
 
     show(build_frozen(places.sources_at(sources), places.corpus_at(TASK, corpus), out))

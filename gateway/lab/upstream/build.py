@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.lab.rows import LabError, PublicRow, read_jsonl
+from gateway.lab.rows import LabError, SourceRow, read_jsonl
 from gateway.lab.run_folder import run_folder
 from gateway.lab.upstream.download import Fetch
 from gateway.lab.upstream.rows import Draft, content_hash, finished
@@ -82,9 +82,9 @@ def _drafts(source: Upstream, fetch: Fetch, host: str) -> Iterator[Draft]:
             raise LabError(f"{url} is not of the form it was: {type(error).__name__}: {error}") from error
 
 
-def _beside(rows: Sequence[PublicRow], path: Path) -> BesideHand:
+def _beside(rows: Sequence[SourceRow], path: Path) -> BesideHand:
     new = {row.id: row for row in rows}
-    old = {row.id: row for row in read_jsonl(path, PublicRow)}
+    old = {row.id: row for row in read_jsonl(path, SourceRow)}
     return BesideHand(
         sha256=content_hash(old.values()),
         added=len(new.keys() - old.keys()),

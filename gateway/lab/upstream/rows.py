@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.lab.rows import Label, PublicRow, Side
+from gateway.lab.rows import Label, Side, SourceRow
 
 MOST_TEST = 100
 """Of a thousand: the ids that are `test` where the publisher made no split."""
@@ -36,7 +36,7 @@ class Draft(NamedTuple):
     split: Side | None = None
 
 
-def finished(source: str, prefix: str, drafts: Iterable[Draft]) -> Iterator[PublicRow]:
+def finished(source: str, prefix: str, drafts: Iterable[Draft]) -> Iterator[SourceRow]:
     """The drafts as rows: cleaned, the first of each text kept, too short ones dropped, a side for each."""
     seen = set()
     for draft in drafts:
@@ -46,7 +46,7 @@ def finished(source: str, prefix: str, drafts: Iterable[Draft]) -> Iterator[Publ
         seen.add(text.lower())
         identity = f"{prefix}-{draft.id}"
         label: Label = "violation" if draft.policy else "clean"
-        yield PublicRow(identity, source, text, label, draft.policy, draft.split or side(identity))
+        yield SourceRow(identity, source, text, label, draft.policy, draft.split or side(identity))
 
 
 def cleaned(text: str) -> str:
@@ -60,7 +60,7 @@ def side(identity: str) -> Side:
     return "test" if int(hashlib.sha256(identity.encode()).hexdigest(), 16) % 1000 < MOST_TEST else "train"
 
 
-def content_hash(rows: Iterable[PublicRow]) -> str:
+def content_hash(rows: Iterable[SourceRow]) -> str:
     """sha256 over the rows' JSON lines in the order of their ids."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda r: r.id):
