@@ -6,6 +6,7 @@ from shutil import copy
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from gateway.local.child import free_port
 from gateway.local.valkey import start_valkey
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 pytest_plugins = ["model_doors"]
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+# No property has a deadline: how long an example takes says more of the machine than of the property.
+settings.register_profile("taskgate", deadline=None)
+settings.load_profile("taskgate")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from gateway.web.envelope import BatchBody, InvokeBody
 from gateway.web.limits import deeper_than, more_values_than
 
 EXAMPLES = int(os.environ.get("GATEWAY_FUZZ_EXAMPLES", "150"))
-fuzz = settings(max_examples=EXAMPLES, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STORED, SECRET = mint("shop", frozenset({"invoke"}), NOW)
