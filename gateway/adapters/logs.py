@@ -15,7 +15,7 @@ import structlog
 
 from gateway.core.errors import GatewayError
 from gateway.core.problems import Unusable
-from gateway.core.telemetry import ids
+from gateway.core.trace import ids
 
 _FRAMES = 20
 

@@ -29,7 +29,7 @@ from gateway.core.errors import GatewayError, Overloaded
 from gateway.core.inference import Answer, Attempt, Inference, Invocation, ModelCall
 from gateway.core.loaded import LoadedTask
 from gateway.core.task import ChainStage, Model
-from gateway.core.telemetry import span_context, span_id, trace_of
+from gateway.core.trace import span_context, span_id, trace_of
 
 log = structlog.get_logger()
 

@@ -28,7 +28,8 @@ from gateway.core.registry import Registry
 from gateway.core.reviews import Item, rank_of, risk_of
 from gateway.core.samples import Drawn, Judged, Samples, Verdict, asks_people, audits
 from gateway.core.task import ChainStage, Review
-from gateway.core.telemetry import Observer, Observers, trace_of
+from gateway.core.telemetry import Observer, Observers
+from gateway.core.trace import trace_of
 
 log = structlog.get_logger()
 

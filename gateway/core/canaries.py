@@ -23,7 +23,8 @@ from gateway.core.loaded import LoadedModel, LoadedTask
 from gateway.core.meter import Intents, Meter, Reservations
 from gateway.core.registry import Registry
 from gateway.core.task import ChainStage, Example
-from gateway.core.telemetry import Observer, trace_of
+from gateway.core.telemetry import Observer
+from gateway.core.trace import trace_of
 
 log = structlog.get_logger()
 

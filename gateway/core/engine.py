@@ -25,7 +25,8 @@ from gateway.core.meter import Intents, Meter, Reservations, Settlement
 from gateway.core.quotas import Charge, Limit, at_the_door
 from gateway.core.registry import LoadedTask
 from gateway.core.samples import draw
-from gateway.core.telemetry import CURRENT, Observer, Observers, Stopwatch
+from gateway.core.telemetry import Observer, Observers, Stopwatch
+from gateway.core.trace import CURRENT
 
 log = structlog.get_logger()
 

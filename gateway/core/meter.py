@@ -17,7 +17,7 @@ from gateway.core.errors import Unavailable
 from gateway.core.inference import NOTHING_USED, Intent, Invocation, ModelCall, Usage
 from gateway.core.prices import Tariff
 from gateway.core.quotas import Charge, Limit, for_model_call
-from gateway.core.telemetry import calling
+from gateway.core.trace import calling
 
 # Above what any model reads, and far below what a ledger's column holds once it is priced.
 _MOST_TOKENS = 2**31

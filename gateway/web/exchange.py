@@ -9,7 +9,7 @@ from litestar.connection import ASGIConnection
 from gateway.core.clock import Clock
 from gateway.core.errors import Unauthenticated
 from gateway.core.inference import Caller, Origin
-from gateway.core.telemetry import span_id
+from gateway.core.trace import span_id
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 

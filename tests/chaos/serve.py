@@ -53,13 +53,13 @@ DEFECTS: dict[str, Callable[[], None]] = {
 
 def _bend_clock(file: Path) -> None:
     """Wall time is off by the seconds that the file says, at every reading."""
-    from gateway import app
+    from gateway.app import process
 
     def now() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=float(file.read_text("utf-8") or 0))
 
-    clock = app.Clock
-    app.Clock = lambda **given: clock(now=now, **given)  # type: ignore[assignment, misc]
+    clock = process.Clock
+    process.Clock = lambda **given: clock(now=now, **given)  # type: ignore[assignment, misc]
 
 
 def create() -> Litestar:
