@@ -64,7 +64,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     alert_url: str = ""
     """`http(s)://…` that hears of quotas near their limit, one JSON object per POST; empty: nobody."""
     orphan_after_s: Seconds = 120.0
-    """Age at which an intent without settlement is an orphan. Must exceed every stage's deadline."""
+    """Age at which an intent without settlement is an orphan. Tasks whose deadlines come near it are refused."""
     review_lease_s: Seconds = 600.0
     """How long an item is one reviewer's, unless the lease is renewed."""
     review_undo_s: Annotated[float, Meta(ge=0)] = 30.0

@@ -19,7 +19,7 @@ from gateway.adapters.sql.access import new_key
 from gateway.adapters.sql.migrate import upgrade
 from gateway.app import Stages
 from gateway.core.clock import Clock
-from gateway.core.examples import run_examples
+from gateway.core.examples import NoBook, run_examples
 from gateway.core.registry import load
 
 MESSAGE = {"input": {"message": "Can you come on Friday?", "intent": "yes, at nine"}}
@@ -87,13 +87,13 @@ async def test_the_examples_of_text_and_json(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setenv("LLM_URL", url)
         tasks = load(home_with(tmp_path, WORDS, "job-facts", "polite-reply"), stages).tasks
         server.script.extend([*[saying("Gladly, at nine.")] * 3, saying("Write to me@example.org.")])
-        polite = await run_examples(tasks["polite-reply"], clock)
+        polite = await run_examples(tasks["polite-reply"], clock, NoBook())
         server.usual = knows
-        facts = await run_examples(tasks["job-facts"], clock)
+        facts = await run_examples(tasks["job-facts"], clock, NoBook())
         server.usual = saying('{"service": "window cleaning", "place": "York", "date": "Friday", "budget": 60}')
-        parrot = await run_examples(tasks["job-facts"], clock)
+        parrot = await run_examples(tasks["job-facts"], clock, NoBook())
         server.usual = saying("no JSON")
-        talk = await run_examples(tasks["job-facts"], clock)
+        talk = await run_examples(tasks["job-facts"], clock, NoBook())
         await stages.aclose()
     assert (polite.right, [wrong.partition(": ")[2] for wrong in polite.wrong]) == (3, ["holds '@'"])
     assert (facts.right, facts.wrong, facts.good) == (facts.total, (), True)

@@ -8,12 +8,15 @@ import uuid_utils
 from msgspec import Struct
 
 from gateway.adapters.schema import Schema
+from gateway.adapters.sql.ledger import open_ledger
 from gateway.core.cascade import Runner
 from gateway.core.clock import Clock
-from gateway.core.examples import ExamplesRun, run_examples
+from gateway.core.examples import ExamplesRun, NoBook, run_examples
 from gateway.core.loaded import LoadedModel, StageFiles, Validator
+from gateway.core.problems import InvalidConfig
 from gateway.core.registry import Registry, load
 from gateway.core.reuse import Reuse
+from gateway.core.sweep import outlived
 from gateway.core.task import ChainStage, CnnStage, RulesStage, Stage
 from gateway.core.telemetry import ReplicaState
 from gateway.settings import Settings
@@ -88,26 +91,39 @@ class Stages:
 
 def load_registry(settings: Settings, stages: Stages | None = None) -> Registry:
     """Everything under the home folder, built. Raises InvalidConfig with every problem."""
-    return load(settings.home_path, stages or Stages())
+    registry = load(settings.home_path, stages or Stages())
+    if problems := outlived(registry.every.values(), settings.orphan_after_s):
+        raise InvalidConfig(problems)
+    return registry
 
 
 class Checked(Struct, frozen=True):
-    """How each task's examples went, and in which words a model server differs from what models.toml pins."""
+    """How each task's examples went, and in which words a model server differs from what models.toml pins. `recorded`
+    says whether the calls are in a ledger.
+    """
 
     examples: dict[str, ExamplesRun]
     differences: tuple[str, ...]
+    recorded: bool
 
 
 async def check_online(settings: Settings) -> Checked:
-    """Ask every model server what it serves, and run all examples. Raises InvalidConfig."""
+    """Ask every model server what it serves, and run all examples. Raises InvalidConfig, Unavailable.
+
+    Where the settings name a database, its ledger has every call, which the platform pays.
+    """
     stages = Stages()
     registry, clock = load_registry(settings, stages), Clock(new_id=new_id)
+    ledger = open_ledger(settings.database_url) if settings.database_url else None
     try:
         differences = [said for model in registry.models.values() for said in await stages.verify(model)]
-        examples = {name: await run_examples(task, clock) for name, task in registry.tasks.items() if task.examples}
+        checked = [task for task in registry.tasks.values() if task.examples]
+        examples = {task.name: await run_examples(task, clock, ledger or NoBook()) for task in checked}
     finally:
         await stages.aclose()
-    return Checked(examples, tuple(differences))
+        if ledger is not None:
+            await ledger.aclose()
+    return Checked(examples, tuple(differences), ledger is not None)
 
 
 def new_id() -> str:

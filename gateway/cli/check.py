@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import settings as process_settings
+from gateway.core.errors import GatewayError
+from gateway.core.prices import from_nano
 
 if TYPE_CHECKING:
     from gateway.core.examples import ExamplesRun
@@ -33,8 +35,12 @@ def check(online: bool, promote: bool) -> None:
         return
     from gateway.app import check_online
 
-    checked = asyncio.run(check_online(settings))
+    try:
+        checked = asyncio.run(check_online(settings))
+    except GatewayError as error:
+        raise click.ClickException(error.detail) from error
     Console().print(_online(checked.examples))
+    click.echo(_spent(checked.examples, checked.recorded))
     for difference in checked.differences:
         click.echo(difference, err=True)
     if checked.differences or not all(run.good for run in checked.examples.values()):
@@ -56,6 +62,14 @@ def _offline(registry: "Registry") -> Table:
         stages = " → ".join(step.stage.name for step in task.steps)
         table.add_row(name, task.declared.owner, stages, task.fingerprint, str(len(task.examples)))
     return table
+
+
+def _spent(runs: "dict[str, ExamplesRun]", recorded: bool) -> str:
+    calls = sum(run.calls for run in runs.values())
+    cost = from_nano(sum(run.usage.cost_nano for run in runs.values()))
+    none = "in no ledger: GATEWAY_DATABASE_URL is not set"
+    where = "in the ledger as canaries, paid by the platform" if recorded else none
+    return f"{calls} model call(s), cost {cost}, {where}"
 
 
 def _online(runs: "dict[str, ExamplesRun]") -> Table:

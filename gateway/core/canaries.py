@@ -18,9 +18,10 @@ from gateway.core.cache import canonical_json
 from gateway.core.cascade import Step
 from gateway.core.clock import Clock
 from gateway.core.errors import GatewayError
+from gateway.core.examples import Book
 from gateway.core.inference import Answer, Caller, Inference, Invocation
 from gateway.core.loaded import LoadedModel, LoadedTask
-from gateway.core.meter import Intents, Meter, Reservations
+from gateway.core.meter import Meter, Reservations
 from gateway.core.registry import Registry
 from gateway.core.task import ChainStage, Example
 from gateway.core.telemetry import Observer
@@ -44,13 +45,6 @@ class Servers(Protocol):
 
     def bar(self, model: LoadedModel, url: str, why: str, said_by: str) -> None:
         """Take a replica out; with an empty `why` there is nothing against it any more."""
-
-
-class Book(Intents, Protocol):
-    """The ledger."""
-
-    async def record(self, inference: Inference) -> None:
-        """Raises Unavailable."""
 
 
 class Canaries:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
@@ -9,14 +10,31 @@ from msgspec import Struct
 from gateway.core import cascade
 from gateway.core.cache import canonical_json
 from gateway.core.clock import Clock
-from gateway.core.inference import Caller, Decision, Intent, Invocation
+from gateway.core.inference import NOTHING_USED, Caller, Decision, Inference, Intent, Invocation, Usage
 from gateway.core.loaded import LoadedTask
-from gateway.core.meter import Meter, Settlement
+from gateway.core.meter import Intents, Meter, Settlement
 from gateway.core.quotas import Charge
 from gateway.core.task import Example
 
 _AT_ONCE = 8
 PLATFORM = Caller("platform", "terminal", frozenset())
+
+
+class Book(Intents, Protocol):
+    """The ledger."""
+
+    async def record(self, inference: Inference) -> None:
+        """Raises Unavailable."""
+
+
+class NoBook:
+    """In the place of a ledger, at a terminal that knows of none."""
+
+    async def intend(self, intent: Intent) -> None:
+        """Nothing is written."""
+
+    async def record(self, inference: Inference) -> None:
+        """Nothing is written."""
 
 
 class ExamplesRun(Struct, frozen=True):
@@ -25,6 +43,8 @@ class ExamplesRun(Struct, frozen=True):
     right: int
     wrong: tuple[str, ...]
     floor: float | None
+    calls: int = 0
+    usage: Usage = NOTHING_USED
 
     @property
     def total(self) -> int:
@@ -36,8 +56,8 @@ class ExamplesRun(Struct, frozen=True):
         return self.right >= self.total * (1.0 if self.floor is None else self.floor)
 
 
-class _NobodyPays:
-    """Reservations and intents of a check at a terminal: outside of traffic, so neither budget nor ledger."""
+class _NoBudget:
+    """The platform has no limits, so nothing is ever reserved for it."""
 
     async def reserve(self, reservation_id: str, charges: Sequence[Charge]) -> None:
         """Nothing is taken."""
@@ -45,24 +65,49 @@ class _NobodyPays:
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Nothing was taken."""
 
-    async def intend(self, intent: Intent) -> None:
-        """Nothing is written."""
 
-
-async def run_examples(task: LoadedTask, clock: Clock) -> ExamplesRun:
-    """Run every example, a few at a time. The model calls are real, and are not billed."""
+async def run_examples(task: LoadedTask, clock: Clock, book: Book) -> ExamplesRun:
+    """Run every example, a few at a time. Each is a canary in the book, which the platform pays. Raises Unavailable."""
     free = asyncio.Semaphore(_AT_ONCE)
 
-    async def got(position: int) -> str | None:
+    async def run(example: Example) -> Inference:
         async with free:
-            example = task.examples[position]
-            outcome = await cascade.run(task.declared, task.steps, example.input, _meter(task, position, clock), clock)
-        wrong = missed(example, outcome.decision)
-        return None if wrong is None else f"line {position + 1}: {wrong}"
+            return await _run(task, example, clock, book)
 
-    wrong = [said for said in await asyncio.gather(*map(got, range(len(task.examples)))) if said is not None]
+    runs = await asyncio.gather(*map(run, task.examples))
+    got = [missed(example, each.decision) for example, each in zip(task.examples, runs, strict=True)]
+    wrong = [f"line {number}: {said}" for number, said in enumerate(got, 1) if said is not None]
+    calls = [call for each in runs for attempt in each.attempts for call in attempt.calls]
     floor = task.declared.gate.accuracy if task.declared.gate is not None else None
-    return ExamplesRun(len(task.examples) - len(wrong), tuple(wrong), floor)
+    usage = sum((call.usage for call in calls), NOTHING_USED)
+    return ExamplesRun(len(runs) - len(wrong), tuple(wrong), floor, len(calls), usage)
+
+
+async def _run(task: LoadedTask, example: Example, clock: Clock, book: Book) -> Inference:
+    asked = Invocation(
+        id=clock.new_id(),
+        task=task.name,
+        fingerprint=task.fingerprint,
+        caller=PLATFORM,
+        owner_team=task.declared.owner,
+        payer_team=PLATFORM.team,
+        input=example.input,
+        canonical=canonical_json(example.input),
+        received_at=clock.now(),
+        kind="canary",
+    )
+    start_s = clock.monotonic_s()
+    meter = Meter(asked, (), _NoBudget(), book, clock, ZoneInfo("UTC"))
+    outcome = await cascade.run(task.declared, task.steps, example.input, meter, clock)
+    done = Inference(
+        invocation=asked,
+        decision=outcome.decision,
+        attempts=outcome.attempts,
+        cache="off",
+        duration_ms=clock.since_ms(start_s),
+    )
+    await book.record(done)
+    return done
 
 
 def missed(example: Example, decision: Decision) -> str | None:
@@ -84,21 +129,3 @@ def missed(example: Example, decision: Decision) -> str | None:
         *(f"holds {fragment!r}" for fragment in example.lacks if fragment.casefold() in text),
     )
     return ", ".join(reasons) or None
-
-
-def _meter(task: LoadedTask, position: int, clock: Clock) -> Meter:
-    given = task.examples[position].input
-    invocation = Invocation(
-        id=clock.new_id(),
-        task=task.name,
-        fingerprint=task.fingerprint,
-        caller=PLATFORM,
-        owner_team=task.declared.owner,
-        payer_team=PLATFORM.team,
-        input=given,
-        canonical=canonical_json(given),
-        received_at=clock.now(),
-        kind="canary",
-    )
-    nobody = _NobodyPays()
-    return Meter(invocation, (), nobody, nobody, clock, ZoneInfo("UTC"))

@@ -16,7 +16,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import Conflict
 from gateway.core.inference import Attempt, CacheStatus, Decision, Inference, Invocation
 
-# Longer than any inference; the time after which the key of a process that died may be used again.
+# The time after which the key of a process that died may be used again; more where an answer may take that long.
 LEASE_S = 120.0
 _POLL_S = 0.05
 
@@ -83,7 +83,9 @@ async def replay(claims: Claims, invocation: Invocation, clock: Clock, patience_
     takes longer than that; Unavailable.
     """
     give_up_s = clock.monotonic_s() + patience_s
-    while (held := await claims.claim(invocation, LEASE_S)).run_id != invocation.id:
+    # A claim that ended while its run goes on would let a second one begin.
+    lease_s = max(LEASE_S, 2 * patience_s)
+    while (held := await claims.claim(invocation, lease_s)).run_id != invocation.id:
         if held.input_hash != input_hash(invocation):
             raise Conflict("This Idempotency-Key was used with another input.")
         if held.outcome is not None:

@@ -1,7 +1,7 @@
 """The sweeper: what a process that died left open is closed by another, so that no reservation ever leaks."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -9,10 +9,16 @@ import structlog
 
 from gateway.core.clock import Clock
 from gateway.core.errors import Unavailable
+from gateway.core.flights import patience_s
 from gateway.core.inference import NOTHING_USED, Intent, Usage
+from gateway.core.loaded import LoadedTask
 from gateway.core.meter import Reservations, Settlement
+from gateway.core.problems import Problem
 
 log = structlog.get_logger()
+
+# So much longer than a run may its record take: the ledger is patient with a database that is away.
+_RECORDING_S = 10.0
 
 
 class Orphans(Protocol):
@@ -41,6 +47,17 @@ class OpenReservations(Reservations, Protocol):
 
     async def open_reservations(self, older_than_s: float) -> Sequence[OpenReservation]:
         """The oldest reservations that are at least so old, a bounded number. Raises Unavailable."""
+
+
+def outlived(tasks: Iterable[LoadedTask], orphan_after_s: float) -> list[Problem]:
+    """Tasks whose calls would be swept while they are under way: their answers could not be recorded any more."""
+    problems = []
+    for task in tasks:
+        if (needed_s := patience_s(task.declared) + _RECORDING_S) > orphan_after_s:
+            said = f"takes up to {needed_s:.0f} s, and after {orphan_after_s:.0f} s its model calls count as lost"
+            hint = "shorten `deadline_s`, or raise GATEWAY_ORPHAN_AFTER_S"
+            problems.append(Problem(f"tasks/{task.name}/task.toml", "stage", said, hint))
+    return problems
 
 
 async def sweep_once(orphans: Orphans, reservations: OpenReservations, clock: Clock, orphan_after_s: float) -> int:

@@ -153,9 +153,8 @@ def main() -> None:
         parts = asyncio.run(teeth(on) if "teeth" in given.what else prove(on, asked, names))
     differences = sum(check.difference != 0 for part in parts for check in part.checks)
     Console().print(_table(parts, "make prove-teeth" if "teeth" in given.what else "make prove"))
-    print(
-        f"{len(parts)} parts, {differences} check(s) that differ, {time.monotonic() - started:.0f} s with what they stand on"
-    )
+    took_s = time.monotonic() - started
+    print(f"{len(parts)} parts, {differences} check(s) that differ, {took_s:.0f} s in all")
     sys.exit(differences > 0)
 
 

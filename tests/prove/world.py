@@ -68,6 +68,7 @@ class World(Struct):
     server: str
     before: Count
     defect: str = ""
+    orphan_after_s: float = 20
 
     @property
     def settings(self) -> dict[str, str]:
@@ -82,7 +83,8 @@ class World(Struct):
         }
 
     def declare(self, timeout_s: float, deadline_s: float, more: str = "") -> None:
-        """The task with these bounds for its model, and with `more` at its end."""
+        """The task with these bounds for its model, and with `more` at its end. Orphans are swept soon after."""
+        self.orphan_after_s = deadline_s + 12
         bounds = f'model = "tiny"\ntimeout_s = {timeout_s}\ndeadline_s = {deadline_s}\n'
         text = f"{MANNERS.replace(MODEL, bounds)}\n{more}"
         (self.home / "tasks/manners/task.toml").write_text(text, "utf-8")
@@ -90,7 +92,8 @@ class World(Struct):
     def gateway(self) -> Gateway:
         """Start one; it is ready when this returns."""
         port = free_port()
-        env = {"GATEWAY_PORT": str(port), "GATEWAY_SWEEP_S": "1", "GATEWAY_ORPHAN_AFTER_S": "12", **self.settings}
+        sweep = {"GATEWAY_SWEEP_S": "1", "GATEWAY_ORPHAN_AFTER_S": str(self.orphan_after_s)}
+        env = {"GATEWAY_PORT": str(port), **sweep, **self.settings}
         log = self.home / "logs" / f"{port}.log"
         child = Child("gateway", [sys.executable, "-m", "prove.serve"], log, env)
         child.wait_ready(f"http://127.0.0.1:{port}/health/ready", 90)
