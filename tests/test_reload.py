@@ -14,6 +14,7 @@ from stack import Gateway, gateway
 from gateway.adapters.sql.access import new_key
 
 INVOKE = "/tasks/manners/invoke"
+ONE_A_DAY = '[[quota]]\nresource = "requests"\nlimit = 1\nper = "day"\nscope = ["task"]\n\n'
 PATIENCE_S = 60.0
 """More than anything takes that happens at all."""
 
@@ -127,3 +128,27 @@ async def test_prices_and_quotas_follow_without_a_new_version(
                             break
                 assert one["usage"]["cost"] > two["usage"]["cost"]
                 assert two["fingerprint"] == one["fingerprint"]
+            with edited(home / "tasks/manners/task.toml", "[cache]", f"{ONE_A_DAY}[cache]"):
+                async with up.client(key) as client, asyncio.timeout(PATIENCE_S):
+                    for attempt in count():
+                        refused = await client.post(INVOKE, json={"input": {"message": f"Once more {attempt}"}})
+                        if refused.status_code == 429:
+                            break
+                    assert refused.json()["code"] == "quota_exceeded"
+                    now = (await client.get("/tasks/manners")).json()
+                    assert now["fingerprint"] == one["fingerprint"]
+
+
+async def test_the_next_prompt_is_another_version(home: Path, database: str, valkey: str, model: FaultServer) -> None:
+    """A prompt that supersedes another is what the model is asked, as soon as the task names it."""
+    key = await new_key(database, "etiquette", frozenset({"invoke", "read"}))
+    async with serving(model) as llm:
+        with gateway(home, database, valkey, llm) as up:
+            before = await ask(up, key, "Is this it?")
+            (home / "prompts/manners/ask.v2.md").write_text("Would grandmother mind?\n---\n{{message}}\n", "utf-8")
+            with edited(home / "tasks/manners/task.toml", "manners/ask.v1", "manners/ask.v2"):
+                async with up.client(key) as client:
+                    await becomes(client, "/tasks/manners", lambda said: said["fingerprint"] != before["fingerprint"])
+                assert not (await ask(up, key, "Is this it?"))["cached"]
+            asked = [seen.body["inputs"] for seen in model.asked]
+            assert ["Would grandmother mind?" in prompt for prompt in asked] == [False, True]
