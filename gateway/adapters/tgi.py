@@ -1,17 +1,15 @@
-"""The one door to langchain-huggingface and huggingface_hub: a LangChain model over TGI's own API.
+"""The one door to langchain-huggingface: a LangChain model over TGI's own API.
 
-What is sent and what is read back follows text-generation-inference's router (`server.rs`, `validation.rs`).
+What is sent and what is read back follows text-generation-inference's router (`server.rs`, `validation.rs`). Requests
+go over our own wire: the hub's client takes as much of a core as everything else that a model call needs, drops the
+headers, in which TGI counts the prompt's tokens, repeats what was answered 400, and sends a personal token along.
 """
 
 from collections.abc import Mapping
 from contextlib import aclosing
-from contextvars import ContextVar
 from typing import Any, Self
 
-import httpx
-import huggingface_hub
 import msgspec
-from huggingface_hub import AsyncInferenceClient
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.outputs import Generation, LLMResult
@@ -65,41 +63,8 @@ class _Piece(Struct):
     id: int
 
 
-class _Exchange:
-    """What is added to a request of the hub's client, and what came back behind its back."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.headers = headers
-        self.answered: Answered | None = None
-
-
-_EXCHANGE: ContextVar[_Exchange] = ContextVar("_EXCHANGE")
 _GENERATE: msgspec.json.Decoder[list[_Generated]] = msgspec.json.Decoder(list[_Generated])
-_TEXT_ONLY = b'[{"generated_text":""}]'
-
-
-class TgiTransport(httpx.AsyncBaseTransport):
-    """Carries the hub client's requests over our wire, and keeps what the client would lose or garble.
-
-    The client drops the headers, where TGI counts the prompt's tokens; adds the personal token of whoever runs the
-    process; maps a server that hangs up to "could not connect"; repeats a request that was answered 400; and copies
-    details for longer than the whole request takes otherwise. So the answer stays here, and faults pass it by.
-    """
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        exchange = _EXCHANGE.get()
-        exchange.answered = await self._wire.request("POST", str(request.url), exchange.headers, request.content)
-        return httpx.Response(200, content=_TEXT_ONLY, request=request)
-
-
-def hub_client(wire: Wire) -> AsyncInferenceClient:
-    """The hub's client over `wire`. One per process: the hub's client factory is process-wide too."""
-    huggingface_hub.set_async_client_factory(lambda: httpx.AsyncClient(transport=TgiTransport(wire), timeout=None))
-    # Any token keeps the client from looking for a personal one on disk at every request; it is never sent.
-    return AsyncInferenceClient(token="unused")
+_encode = msgspec.json.Encoder().encode
 
 
 class TgiLLM(HuggingFaceEndpoint):
@@ -126,7 +91,7 @@ class TgiLLM(HuggingFaceEndpoint):
 
     @model_validator(mode="after")
     def validate_environment(self) -> Self:
-        """The parent makes clients of its own here; ours is shared."""
+        """The parent makes clients of its own here; none is needed."""
         return self
 
     async def ainvoke(
@@ -156,24 +121,21 @@ class TgiLLM(HuggingFaceEndpoint):
 
     async def _generation(self, prompt: str, stop: list[str] | None, **kwargs: Any) -> Generation:
         parameters = self._invocation_params(stop, **_as_tgi_names(kwargs))
+        given = {name: value for name, value in parameters.items() if value is not None}
+        body = _encode({"inputs": prompt, "parameters": {**given, "details": True}})
         listener = ASK.get().listener
 
         async def send(url: str) -> Reply:
             if listener is not None:
-                return await self._spoken(url, prompt, parameters, listener)
-            exchange = _Exchange(self.headers)
-            _EXCHANGE.set(exchange)
-            await self.async_client.text_generation(prompt, model=f"{url}/", details=True, **parameters)
-            return _reply(exchange.answered)
+                return await self._spoken(url, body, listener)
+            return _reply(await self.wire.request("POST", f"{url}/", self.headers, body))
 
         most = await self.counter.most(prompt)
         reply = await self.replicas.call(self.metered, send, most, parameters["max_new_tokens"])
         return Generation(text=reply.text, generation_info={"reply": reply})
 
-    async def _spoken(self, url: str, prompt: str, parameters: Mapping[str, Any], listener: Listener) -> Reply:
-        """The answer token by token. Over our own wire: the hub's client loses what a broken stream has said."""
-        given = {name: value for name, value in parameters.items() if value is not None}
-        body = msgspec.json.encode({"inputs": prompt, "parameters": {**given, "details": True}})
+    async def _spoken(self, url: str, body: bytes, listener: Listener) -> Reply:
+        """The answer token by token."""
         said: list[str] = []
         async with aclosing(self.wire.events(f"{url}/generate_stream", self.headers, body)) as events:
             async for data in events:
@@ -189,7 +151,6 @@ class TgiLLM(HuggingFaceEndpoint):
 
 
 def tgi_llm(
-    client: AsyncInferenceClient,
     wire: Wire,
     replicas: Replicas,
     metered: MeteredModel,
@@ -204,7 +165,6 @@ def tgi_llm(
     extra = {"top_n_tokens": top_n_tokens, "adapter_id": adapter}
     return TgiLLM(
         model=replicas.urls[0],
-        async_client=client,
         wire=wire,
         replicas=replicas,
         metered=metered,
@@ -228,9 +188,7 @@ async def served_model(wire: Wire, url: str, headers: Mapping[str, str]) -> tupl
     return info.model_id, info.model_sha
 
 
-def _reply(answered: Answered | None) -> Reply:
-    if answered is None:
-        raise Unreadable("the client answered without asking")
+def _reply(answered: Answered) -> Reply:
     try:
         generated = _GENERATE.decode(answered.body)[0]
     except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:
