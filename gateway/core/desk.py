@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from gateway.core import review_checks, review_rules
 from gateway.core.clock import Clock
-from gateway.core.errors import Forbidden, InvalidInput, NotFound
+from gateway.core.errors import Conflict, Forbidden, InvalidInput, NotFound
 from gateway.core.inference import Caller
 from gateway.core.masking import mask
 from gateway.core.registry import Registry
 from gateway.core.review_ports import Depth, Filter, Question, ReviewBook, ReviewQueue, RunOutcome
-from gateway.core.reviews import Change, Event, Item, Reviewer, Ruling
+from gateway.core.reviews import LEASES, Change, Event, Item, Reviewer, Ruling
 from gateway.core.task import Review
 
 _UNDECLARED = Review()
@@ -52,11 +52,12 @@ class Desk:
     async def next(self, caller: Caller, task: str | None = None, *, escalated: bool = False) -> Case | None:
         """Lease the most urgent item; now and then, unseen, one whose answer is known. None: nothing to do.
 
-        Raises Forbidden, Unavailable.
+        Raises Forbidden, Conflict where the reviewer has enough already, Unavailable.
         """
         by, token, now = reviewer(caller), secrets.token_urlsafe(24), self._clock.now()
         if escalated and not by.lead:
             raise Forbidden("Escalated items are for leads.", needs=["lead"])
+        await self._room(by, now)
         item = await self._known(by, token, task, now) if not escalated else None
         item = item or await self._queue.take(by, now, token, task, escalated=escalated, lasting=self._lasting)
         return await self._case(item, by) if item is not None else None
@@ -66,6 +67,7 @@ class Desk:
         by, token = reviewer(caller), secrets.token_urlsafe(24)
         item = await self._mine(by, review_id)
         now = self._clock.now()
+        await self._room(by, now)
         return await self._case(
             await self._queue.change(item.id, lambda i: review_rules.lease(i, by, now, token, self._lasting)), by
         )
@@ -112,11 +114,15 @@ class Desk:
         return await self.outcome(caller, review_id)
 
     async def outcome(self, caller: Caller, review_id: str) -> RunOutcome:
-        """What became of a held run, for the team that sent it and the one that owns the task. Raises NotFound."""
+        """What became of a held run, for the team that sent it and the one that owns the task. Raises NotFound,
+        Forbidden for a reviewer, who may be asked the same again.
+        """
         item = await self._book.find(review_id)
         found = await self._book.outcome(review_id, self._clock.now())
         if item is None or found is None or caller.team not in (item.caller_team, item.owner_team):
             raise NotFound("There is no such review.")
+        if caller.team != item.caller_team and "review" in caller.scopes and not reviewer(caller).lead:
+            raise Forbidden("Who judges, judges blind.", needs=["lead"])
         return found
 
     async def outcome_of(self, review_id: str) -> RunOutcome | None:
@@ -178,9 +184,18 @@ class Desk:
             raise NotFound("There is no such review.")
         return item
 
+    async def _room(self, by: Reviewer, now: datetime) -> None:
+        """Nobody can keep a queue from the others by taking all of it. Raises Conflict, Unavailable."""
+        wanted = Filter(owner_team=by.team, state="leased", lease_key=by.key_id)
+        held = [item for item in await self._book.listed(wanted) if item.lease_until and item.lease_until > now]
+        if len(held) >= LEASES:
+            raise Conflict(f"You have {LEASES} items already: decide, skip or release one first.")
+
     async def _case(self, item: Item, by: Reviewer) -> Case:
         question = await self._book.question(item, by.actor, self._clock.now())
-        return Case(item, question if by.lead else replace(question, input=mask(question.input)))
+        if not by.lead:
+            question = replace(question, input=mask(question.input), thread_id=mask(question.thread_id))
+        return Case(item, question)
 
     def _check_policies(self, task: str, policies: Sequence[str]) -> None:
         loaded = self._registry().tasks.get(task)

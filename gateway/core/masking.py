@@ -3,16 +3,22 @@
 import re
 from typing import Any
 
-_EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")
-# Digits with the separators people put between them; what is shorter is a price, a date or an hour.
-_DIGITS = re.compile(r"(?<![\w+])\(?\+?\(?\d(?:[ ./()-]{0,3}\d){6,18}(?!\w)")
+_EMAIL = re.compile(r"[\w.+-]{1,64}[@\uff20\ufe6b][\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")
+# Digits with the separators people put between them, and those that hide there: dashes and blanks of every width, what
+# has no width at all. What is shorter is a price, a date or an hour.
+_BETWEEN = r"[\s./()\-\u2010-\u2015\u2212\u00b7_*\u00ad\u200b-\u200d\u2060\ufeff]{0,3}"
+_DIGITS = re.compile(rf"(?<![^\W_]|\+)\(?\+?\(?\d(?:{_BETWEEN}\d){{6,18}}(?![^\W_])")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}[./]\d{1,2}[./]\d{4}")
 
 
 def mask(value: Any) -> Any:
-    """A JSON value with its texts masked: `[email]`, `[card]`, `[phone]`. The kind stays: policies are about it."""
+    """A JSON value with its texts masked: `[email]`, `[card]`, `[phone]`. The kind stays: policies are about it. A
+    number without quotes that is as long as a phone's is one.
+    """
     if isinstance(value, str):
         return _DIGITS.sub(_number, _EMAIL.sub("[email]", value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if (seen := mask(str(value))) == str(value) else seen
     if isinstance(value, list):
         return [mask(each) for each in value]
     if isinstance(value, dict):

@@ -71,7 +71,7 @@ def appeal(root: Item, by: Actor, now: datetime, reason: str, new_id: str) -> Ch
         raise Conflict("This item was appealed before.", state=root.state)
     if root.undo_until is not None and now < root.undo_until:
         raise Conflict("This decision can still be undone.", retry_after_s=(root.undo_until - now).total_seconds())
-    change = noted(replace(root, appealed=True), "appealed", by, now, reason=reason, review_id=new_id)
+    change = noted(replace(root, appealed=True), "appealed", by, now, note=reason, review_id=new_id)
     return replace(change, ask=(ask_again(root, "appeal", new_id, now),))
 
 

@@ -25,7 +25,7 @@ class Timed(Protocol):
         """Deadlines that have passed: what the task declared happens, once. Raises Unavailable."""
 
     async def forget_texts(self, before: datetime) -> int:
-        """Texts older than that of items that are settled. Raises Unavailable."""
+        """Texts and notes older than that of items that are settled. Raises Unavailable."""
 
 
 class ReviewClock:

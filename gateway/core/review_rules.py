@@ -185,7 +185,6 @@ def _decided(item: Item, ruling: Ruling, by: Actor, now: datetime) -> Decided:
         revision=(item.decision.revision if item.decision else 0) + 1,
         policies=ruling.policies,
         reason=ruling.reason,
-        note=ruling.note,
         agrees="unguided" if by == CLOCK else agreement(item, outcome, ruling.policies),
     )
 

@@ -25,6 +25,8 @@ OnExpiry = Literal["deliver", "block", "escalate"]
 Agreement = Literal["right", "wrong_policy", "wrong_action", "unguided"]
 
 LEASE = timedelta(minutes=10)
+LEASES = 20
+"""How many items one reviewer may have at a time."""
 SKIPS = 3
 """How often an item may be skipped before it is a lead's."""
 HEAD_START = 6
@@ -50,7 +52,9 @@ CLOCK = Actor(None, "clock")
 
 
 class Ruling(Struct, frozen=True, kw_only=True):
-    """What a reviewer says. `policies` are those that the item breaks; `reason` is a word, `note` free text."""
+    """What a reviewer says. `policies` are those that the item breaks; `reason` is a word, `note` free text, which is
+    kept for leads alone, and no longer than the text.
+    """
 
     outcome: Literal["deliver", "block", "escalate"]
     policies: tuple[str, ...] = ()
@@ -67,7 +71,6 @@ class Decided(Struct, frozen=True, kw_only=True):
     revision: int
     policies: tuple[str, ...] = ()
     reason: str | None = None
-    note: str | None = None
     agrees: Agreement = "unguided"
 
 
@@ -119,7 +122,9 @@ class Item(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """One step of an item's life. `position` counts them from 1; `detail` holds what the step said."""
+    """One step of an item's life. `position` counts them from 1; `detail` holds what the step said. Its `note` is kept
+    apart: it goes with the text.
+    """
 
     review_id: str
     position: int

@@ -17,7 +17,6 @@ class DecisionView(Struct, frozen=True):
     outcome: str
     policies: tuple[str, ...]
     reason: str | None
-    note: str | None
     by: str | None
     at: datetime
     agrees: str
@@ -149,6 +148,4 @@ def _decision(item: Item) -> DecisionView | None:
     said = item.decision
     if said is None:
         return None
-    return DecisionView(
-        said.outcome, said.policies, said.reason, said.note, said.by.key_id, said.at, said.agrees, said.revision
-    )
+    return DecisionView(said.outcome, said.policies, said.reason, said.by.key_id, said.at, said.agrees, said.revision)

@@ -25,7 +25,7 @@ AnyRequest = Request[Any, Any, Any]
 B = TypeVar("B")
 
 Token = Annotated[str, Meta(min_length=1, max_length=64)]
-Word = Annotated[str, Meta(min_length=1, max_length=64)]
+Word = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Words = Annotated[str, Meta(min_length=1, max_length=2000)]
 
 _STATES: tuple[str, ...] = get_args(State)
@@ -90,9 +90,11 @@ class ReviewPages:
         taken = contract("review", "lead", answer=CaseView, errors=late)
         asked = contract("invoke", body=Appeal, answer=RunOutcome, errors=late)
         return (
-            post("/reviews/next", status_code=200, opt=contract("review", "lead", body=Wanted, answer=NextView))(
-                self.next_review
-            ),
+            post(
+                "/reviews/next",
+                status_code=200,
+                opt=contract("review", "lead", body=Wanted, answer=NextView, errors=(Conflict,)),
+            )(self.next_review),
             get("/reviews", opt=listed)(self.list_reviews),
             get("/reviews/depth", opt=contract("review", "lead", answer=Depths))(self.show_depth),
             get(item, opt=contract("review", "lead", answer=CaseView, errors=lost))(self.show_review),

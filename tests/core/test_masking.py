@@ -15,6 +15,12 @@ from gateway.core.masking import mask
         ("4111 1111 1111 1112", "[phone]"),
         ("on 2026-03-14 at 10:30 for 120.50", "on 2026-03-14 at 10:30 for 120.50"),
         ("room 12, 3 pm", "room 12, 3 pm"),
+        ("a\uff20example.org", "[email]"),
+        ("0170\u2013555\u20110142", "[phone]"),
+        ("0170\u00a0555\u200b0142", "[phone]"),
+        ("0170_555_0142_", "[phone]_"),
+        ("0170\n555\n0142", "[phone]"),
+        ("order AB12345678", "order AB12345678"),
     ],
 )
 def test_numbers_and_addresses_become_their_kind(text: str, seen: str) -> None:
@@ -23,6 +29,7 @@ def test_numbers_and_addresses_become_their_kind(text: str, seen: str) -> None:
 
 
 def test_every_text_of_a_value_is_masked() -> None:
-    """At any depth; keys and numbers stay."""
-    value = {"message": "x@y.org", "context": [{"message": "0170 555 0142", "n": 5}]}
-    assert mask(value) == {"message": "[email]", "context": [{"message": "[phone]", "n": 5}]}
+    """At any depth; keys stay, and numbers that are too short for a phone."""
+    value = {"message": "x@y.org", "context": [{"message": "0170 555 0142", "n": 5, "call": 1705550142, "ok": True}]}
+    seen = {"message": "[email]", "context": [{"message": "[phone]", "n": 5, "call": "[phone]", "ok": True}]}
+    assert mask(value) == seen

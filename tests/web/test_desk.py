@@ -197,7 +197,8 @@ async def test_nobody_without_a_session_sees_a_page(desk: Served) -> None:
 
 async def test_what_a_customer_wrote_is_text_and_never_markup(desk: Served) -> None:
     """Stored XSS: every place that shows an item's words escapes them, and the policy would run nothing inline."""
-    text = {"message": SCRIPT, "sender_role": "pro", "context": [{"sender_role": SCRIPT, "message": SCRIPT}]}
+    turn = {"sender_role": SCRIPT, "message": SCRIPT}
+    text = {"message": SCRIPT, "sender_role": "pro", "context": [turn], SCRIPT: [SCRIPT]}
     await ask(desk, text, policies=(SCRIPT,), stage=SCRIPT)
     await ask(desk, text)
     async with browser(desk, desk.memory.key("trust", "lead")) as visitor:

@@ -8,7 +8,7 @@ import pytest
 from in_memory import CLOCK
 from served import Served, serving
 
-from gateway.core.reviews import Item
+from gateway.core.reviews import LEASES, Item
 
 TEXT = {"message": "Write to jo@example.org or +49 170 5550142, card 4111 1111 1111 1111", "sender_role": "pro"}
 
@@ -140,6 +140,44 @@ async def test_the_sender_sees_the_outcome_and_nothing_else(desk: Served) -> Non
     assert (outcome["state"], outcome["outcome"]) == ("open", None)
     appealed = await desk.client.post(f"/reviews/{id_}/appeal", json={"reason": "It is fine."}, headers=sender)
     assert appealed.status_code == 409
+
+
+async def test_nobody_takes_the_whole_queue(desk: Served) -> None:
+    """Whoever has as many items as one may have gives one back first: the others find something to judge."""
+    for _ in range(LEASES + 1):
+        await ask(desk)
+    by = headers(desk, "trust", "review")
+    cases = [await take(desk, by) for _ in range(LEASES)]
+    more = await desk.client.post("/reviews/next", json={}, headers=by)
+    left = next(id_ for id_, item in desk.memory.reviews.items.items() if item.state == "open")
+    certain = await desk.client.post(f"/reviews/{left}/lease", headers=by)
+    assert (more.status_code, certain.status_code) == (409, 409)
+    assert (await take(desk, headers(desk, "trust", "review")))["review"]["id"] == left
+    id_, token = cases[0]["review"]["id"], cases[0]["token"]
+    await desk.client.post(f"/reviews/{id_}/release", json={"token": token}, headers=by)
+    assert (await take(desk, by))["review"]["id"] == id_
+
+
+async def test_a_reviewer_does_not_look_up_what_others_said(desk: Served) -> None:
+    """A second opinion is blind also for a key that may read runs; a lead, and who sent the item, see the outcome."""
+    id_, by = await ask(desk), headers(desk, "trust", "review", "read")
+    for team, scopes, status in (
+        ("trust", ("review", "read"), 403), ("trust", ("review", "lead", "read"), 200), ("market", ("read",), 200),
+        ("other", ("read",), 404),
+    ):  # fmt: skip
+        answer = await desk.client.get(f"/reviews/{id_}/outcome", headers=headers(desk, team, *scopes))
+        assert answer.status_code == status
+    assert (await take(desk, by))["review"]["id"] == id_
+
+
+@pytest.mark.parametrize("reason", ["", "call 0170 5550142", "Spam!", "x" * 65])
+async def test_a_reason_is_a_word(desk: Served, reason: str) -> None:
+    """It goes to the caller and stays in the events for ever, so it is no place for sentences or numbers."""
+    id_, by = await ask(desk), headers(desk, "trust", "review")
+    token = (await take(desk, by))["token"]
+    for act, more in (("skip", {}), ("decide", {"outcome": "block"})):
+        body = {"token": token, "reason": reason, **more}
+        assert (await desk.client.post(f"/reviews/{id_}/{act}", json=body, headers=by)).status_code == 422
 
 
 async def test_policies_are_those_of_the_task(desk: Served) -> None:

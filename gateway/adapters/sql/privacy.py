@@ -1,4 +1,4 @@
-"""Erasure by person: their texts go, the ledger stays as it is."""
+"""Erasure by person: their texts go, with what was noted on them; the ledger stays as it is."""
 
 import hashlib
 from datetime import datetime
@@ -9,7 +9,15 @@ from sqlalchemy import delete, or_, select, update
 from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.reviews import change_all
-from gateway.adapters.sql.tables import audit_sample, idempotency, inference, review, review_item, review_text
+from gateway.adapters.sql.tables import (
+    audit_sample,
+    idempotency,
+    inference,
+    review,
+    review_item,
+    review_note,
+    review_text,
+)
 from gateway.core.audit import TERMINAL, Actor
 from gateway.core.review_rules import withdraw
 from gateway.core.reviews import WAITING
@@ -24,13 +32,15 @@ class Erased(Struct, frozen=True):
 
 
 async def erase(database: Database, subject_id: str, now: datetime, by: Actor = TERMINAL) -> Erased:
-    """Remove every text of a person. What waits for a judgement that nobody can make any more is withdrawn, and stays
-    undelivered. The audit log names the person by a hash. Raises Unavailable.
+    """Remove every text of a person, and every note on one. What waits for a judgement that nobody can make any more is
+    withdrawn, and stays undelivered. The audit log names the person by a hash. Raises Unavailable.
     """
     of_subject = select(inference.c.id).where(inference.c.subject_id == subject_id)
     async with database.begin() as connection:
         gone = delete(review_text).where(review_text.c.subject_id == subject_id).returning(review_text.c.review_id)
         texts = list((await connection.execute(gone)).scalars())
+        judged = select(review.c.item_id).where(review.c.subject_id == subject_id, review.c.item_id.is_not(None))
+        await connection.execute(delete(review_note).where(review_note.c.review_id.in_(judged)))
         sampled = (audit_sample.c.subject_id == subject_id, audit_sample.c.input.is_not(None))
         waits = await connection.execute(update(audit_sample).where(*sampled).values(input=None))
         kept = await connection.execute(delete(idempotency).where(idempotency.c.inference_id.in_(of_subject)))

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.review_items import event_of_row, item_of_row
-from gateway.adapters.sql.tables import attempt, review, review_event, review_item, review_text
+from gateway.adapters.sql.tables import attempt, review, review_event, review_item, review_note, review_text
 from gateway.core.audit import Actor
 from gateway.core.review_ports import Depth, Filter, Question, RunOutcome
 from gateway.core.reviews import Event, Item
@@ -53,7 +53,9 @@ class SqlReviewBook:
 
     async def history(self, review_id: str) -> Sequence[Event]:
         """Its life so far, oldest first. Raises Unavailable."""
-        query = select(review_event).where(review_event.c.review_id == review_id).order_by(review_event.c.position)
+        noted = review_event.outerjoin(review_note, review_note.c.event_id == review_event.c.id)
+        query = select(review_event, review_note.c.note).select_from(noted)
+        query = query.where(review_event.c.review_id == review_id).order_by(review_event.c.position)
         async with self._database.begin() as connection:
             return [event_of_row(row) for row in (await connection.execute(query)).mappings()]
 

@@ -8,7 +8,7 @@ from msgspec import structs
 from sqlalchemy import RowMapping, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.adapters.sql.tables import review, review_event, review_item
+from gateway.adapters.sql.tables import review, review_event, review_item, review_note
 from gateway.core.audit import Actor
 from gateway.core.reviews import Decided, Event, Item
 
@@ -32,8 +32,10 @@ def row_of_item(item: Item) -> dict[str, Any]:
 
 
 def event_of_row(row: RowMapping) -> Event:
-    """A row of `review_event`."""
+    """A row of `review_event` with its note, if there is one."""
     detail = dict(row["detail"])
+    if row["note"] is not None:
+        detail["note"] = row["note"]
     return Event(
         review_id=row["review_id"],
         position=row["position"],
@@ -62,8 +64,11 @@ async def save(connection: AsyncConnection, before: Item, after: Item, event: Ev
 
 
 async def append(connection: AsyncConnection, event: Event) -> None:
-    """Write an event. A position that is taken is an IntegrityError: the item was not locked."""
+    """Write an event, and apart from it its note. A position that is taken is an IntegrityError: the item was not
+    locked.
+    """
     detail = {"before": event.before, "after": event.after, "fingerprint": event.fingerprint, **event.detail}
+    note = detail.pop("note", None)
     row = {
         "id": str(uuid_utils.uuid7()),
         "review_id": event.review_id,
@@ -75,6 +80,9 @@ async def append(connection: AsyncConnection, event: Event) -> None:
         "created_at": event.at,
     }
     await connection.execute(insert(review_event).values(row))
+    if note is not None:
+        said = {"event_id": row["id"], "review_id": event.review_id, "note": note, "created_at": event.at}
+        await connection.execute(insert(review_note).values(said))
 
 
 async def ask(connection: AsyncConnection, item: Item) -> None:

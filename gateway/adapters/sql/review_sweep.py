@@ -8,7 +8,7 @@ from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.partitions import first_id
 from gateway.adapters.sql.review_items import row_of_item
 from gateway.adapters.sql.reviews import SqlReviews
-from gateway.adapters.sql.tables import review, review_item, review_text
+from gateway.adapters.sql.tables import review, review_item, review_note, review_text
 from gateway.core import review_rules
 from gateway.core.reviews import WAITING, Item, rank_of, risk_of
 
@@ -47,13 +47,18 @@ class SqlReviewSweep:
         return await self._reviews.change_some(passed, lambda item: review_rules.expire(item, now), _AT_ONCE)
 
     async def forget_texts(self, before: datetime) -> int:
-        """Texts older than that of items that are settled. Raises Unavailable."""
+        """Texts and notes older than that of items that are settled. Raises Unavailable."""
         waiting = _item.state.in_(WAITING)
         asked = select(_item.root_id).where(waiting)
         about = select(review.c.id).where(or_(review.c.item_id.in_(asked), review.c.id.in_(asked)))
-        old = delete(review_text).where(review_text.c.created_at < before, review_text.c.review_id.not_in(about))
         async with self._database.begin() as connection:
-            return (await connection.execute(old)).rowcount
+            gone = [
+                await connection.execute(
+                    delete(table).where(table.c.created_at < before, table.c.review_id.not_in(about))
+                )
+                for table in (review_text, review_note)
+            ]
+        return sum(each.rowcount for each in gone)
 
 
 def _adopted(row: RowMapping) -> Item:

@@ -324,6 +324,16 @@ review_event = Table(
     Index("uq_review_event_review_id_position", "review_id", "position", unique=True),
 )
 
+# Free words of who took a step: they may repeat the text, so they can be erased, as the text can and the step cannot.
+review_note = Table(
+    "review_note",
+    metadata,
+    Column("event_id", Id, ForeignKey("review_event.id"), primary_key=True),
+    Column("review_id", Id, nullable=False, index=True),
+    Column("note", Text, nullable=False),
+    Column("created_at", Instant, nullable=False, index=True),
+)
+
 # Runs that were drawn to be looked at again, written with the inference. The text is here until that was done.
 audit_sample = Table(
     "audit_sample",

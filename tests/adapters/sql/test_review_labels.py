@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from held_queue import ANN, BLOCK, DELIVER, Queue
-from stories import inference, invocation, now
+from stories import inference, invocation, new_id, now
 
 from gateway.adapters.exports import write_labels
 from gateway.adapters.sql.audit import SqlAudit
@@ -15,7 +15,9 @@ from gateway.adapters.sql.review_labels import SqlReviewLabels
 from gateway.adapters.sql.runs import SqlRuns
 from gateway.core.errors import Conflict
 from gateway.core.inference import Attribution
+from gateway.core.review_checks import appeal
 from gateway.core.review_ports import Filter
+from gateway.core.reviews import Ruling
 from gateway.core.task import Review
 from gateway.lab.files import read_file
 
@@ -80,6 +82,23 @@ async def test_a_persons_texts_are_erased_and_the_ledger_stays(queue: Queue) -> 
     acts = [act for act in await SqlAudit(queue.database).latest(20) if act.act == "subject_erased"]
     assert len(acts) == 1
     assert "person-1" not in repr(acts)
+
+
+async def test_what_people_wrote_about_an_erased_text_goes_too(queue: Queue) -> None:
+    """Notes of reviewers and words of an appeal may repeat the text: the steps stay, their words do not; those about
+    others do.
+    """
+    note = Ruling(outcome="block", policies=("off_platform",), note="he wrote: my number is 0170")
+    for subject in ("person-1", "person-2"):
+        await queue.hold(f"text of {subject}", attribution=Attribution(subject_id=subject))
+    items = [await queue.decide(item, ANN, note) for item in (await queue.take(), await queue.take()) if item]
+    for item in items:
+        await queue.reviews.change(item.id, lambda i: appeal(i, ANN.actor, now(), "my number is 0170", new_id()))
+    before = [[event.event for event in await queue.book.history(item.id)] for item in items]
+    await erase(queue.database, "person-1", now())
+    lives = [await queue.book.history(item.id) for item in items]
+    assert [[event.event for event in life] for life in lives] == before
+    assert sorted(repr(life).count("0170") for life in lives) == [0, 2]
 
 
 async def test_a_kept_answer_of_an_erased_person_is_forgotten(queue: Queue) -> None:
