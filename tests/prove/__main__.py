@@ -14,6 +14,7 @@ from rich.table import Table
 
 from prove.budget import prove_budget, prove_cache
 from prove.death import prove_death
+from prove.held import prove_held
 from prove.serve import DEFECTS
 from prove.volume import prove_volume
 from prove.world import Check, Ground, World, ground, world
@@ -27,6 +28,7 @@ class Asked(Struct, frozen=True):
     rounds: int
     seconds: float
     rows: int
+    kills: int
     seed: int
 
 
@@ -52,6 +54,11 @@ async def _death(on: Ground, asked: Asked) -> Sequence[Check]:
 
 async def _volume(on: Ground, asked: Asked) -> Sequence[Check]:
     return await prove_volume(asked.rows)
+
+
+async def _held(on: Ground, asked: Asked) -> Sequence[Check]:
+    async with world(on) as each:
+        return await prove_held(each.postgres, each.valkey, each.home / "held", asked.kills, asked.seed)
 
 
 async def _cache(on: Ground, asked: Asked) -> Sequence[Check]:
@@ -83,6 +90,8 @@ PROOFS: dict[str, Proof] = {
     "clock": _pytest("5 clock", "core/test_quotas.py", "test_thresholds.py", "adapters/sql/test_books.py"),
     "cache": _cache,
     "reviews": _pytest("7 reviews", "test_reviewers.py"),
+    "held": _held,
+    "demo": _pytest("9 the demo's page", "test_demo_page.py"),
 }
 
 
@@ -143,10 +152,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--reviews", type=int, default=5000)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=20261122)
     given = parser.parse_args()
-    os.environ["PROVE_REVIEWS"] = str(given.reviews)
-    asked = Asked(given.rounds, given.seconds, given.rows, given.seed)
+    os.environ |= {"PROVE_REVIEWS": str(given.reviews), "PROVE_DEMO": "1"}
+    asked = Asked(given.rounds, given.seconds, given.rows, given.kills, given.seed)
     started = time.monotonic()
     with ground() as on:
         names = list(PROOFS) if "all" in given.what else given.what
