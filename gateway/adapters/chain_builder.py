@@ -20,7 +20,7 @@ from gateway.adapters.openai import ChatServer, served_models
 from gateway.adapters.own_chain import ChainParts, own_chain
 from gateway.adapters.references import UnresolvedReference, resolve
 from gateway.adapters.replicas import Replicas
-from gateway.adapters.tgi import served_model, tgi_llm, tokenize
+from gateway.adapters.tgi import hub_client, served_model, tgi_llm, tokenize
 from gateway.adapters.token_files import BadTokenizer, TokenCounter, TokenFile
 from gateway.adapters.turns import StagePrompt, stage_prompt
 from gateway.adapters.wire import Wire
@@ -49,6 +49,7 @@ class ChainBuilder:
 
     def __init__(self) -> None:
         self.wire = Wire()
+        self.hub = hub_client(self.wire)
         self._accesses: dict[tuple[str, Model, tuple[str, ...]], Access] = {}
         self._token_files: dict[tuple[str, int], TokenFile] = {}
 
@@ -95,6 +96,7 @@ class ChainBuilder:
 
     async def aclose(self) -> None:
         """Close all connections to model servers."""
+        await self.hub.exit_stack.aclose()
         await self.wire.aclose()
 
     def access(self, model: LoadedModel, problems: list[Problem]) -> Access:
@@ -309,6 +311,7 @@ class _Building:
                 headers=access.headers,
             )
         return tgi_llm(
+            self._builder.hub,
             self._builder.wire,
             access.replicas,
             self._model.metered,

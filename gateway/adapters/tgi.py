@@ -1,15 +1,17 @@
-"""The one door to langchain-huggingface: a LangChain model over TGI's own API.
+"""The one door to langchain-huggingface and huggingface_hub: a LangChain model over TGI's own API.
 
-What is sent and what is read back follows text-generation-inference's router (`server.rs`, `validation.rs`). Requests
-go over our own wire: the hub's client takes as much of a core as everything else that a model call needs, drops the
-headers, in which TGI counts the prompt's tokens, repeats what was answered 400, and sends a personal token along.
+What is sent and what is read back follows text-generation-inference's router (`server.rs`, `validation.rs`).
 """
 
 from collections.abc import Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, Self
 
+import httpx
+import huggingface_hub
 import msgspec
+from huggingface_hub import AsyncInferenceClient
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.outputs import Generation, LLMResult
@@ -63,8 +65,45 @@ class _Piece(Struct):
     id: int
 
 
+class _Exchange:
+    """What is added to a request of the hub's client, and what came back behind its back."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
+        self.answered: Answered | None = None
+
+
+_EXCHANGE: ContextVar[_Exchange] = ContextVar("_EXCHANGE")
 _GENERATE: msgspec.json.Decoder[list[_Generated]] = msgspec.json.Decoder(list[_Generated])
 _encode = msgspec.json.Encoder().encode
+_TEXT_ONLY = httpx.Response(200, content=b'[{"generated_text":""}]', request=httpx.Request("POST", "http://tgi/"))
+
+
+class TgiSession(httpx.AsyncClient):
+    """What the hub's client sends with: carries its requests over our wire, and keeps what it would lose or garble.
+
+    The client drops the headers, where TGI counts the prompt's tokens; adds the personal token of whoever runs the
+    process; maps a server that hangs up to "could not connect"; repeats a request that was answered 400; and copies
+    details for longer than the whole request takes otherwise. So the answer stays here, and faults pass it by. Taken
+    over at `post` and not at the transport, as httpx's own way there costs nine times what the rest of the client does.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._wire = wire
+
+    async def post(self, url: Any, *, json: Any = None, **_: Any) -> httpx.Response:
+        """Ask for a generation: the only thing that the hub's client does here."""
+        exchange = _EXCHANGE.get()
+        exchange.answered = await self._wire.request("POST", str(url), exchange.headers, _encode(json))
+        return _TEXT_ONLY
+
+
+def hub_client(wire: Wire) -> AsyncInferenceClient:
+    """The hub's client over `wire`. One per process: the hub's client factory is process-wide too."""
+    huggingface_hub.set_async_client_factory(lambda: TgiSession(wire))
+    # Any token keeps the client from looking for a personal one on disk at every request; it is never sent.
+    return AsyncInferenceClient(token="unused")
 
 
 class TgiLLM(HuggingFaceEndpoint):
@@ -91,7 +130,7 @@ class TgiLLM(HuggingFaceEndpoint):
 
     @model_validator(mode="after")
     def validate_environment(self) -> Self:
-        """The parent makes clients of its own here; none is needed."""
+        """The parent makes clients of its own here; ours is shared."""
         return self
 
     async def ainvoke(
@@ -121,21 +160,24 @@ class TgiLLM(HuggingFaceEndpoint):
 
     async def _generation(self, prompt: str, stop: list[str] | None, **kwargs: Any) -> Generation:
         parameters = self._invocation_params(stop, **_as_tgi_names(kwargs))
-        given = {name: value for name, value in parameters.items() if value is not None}
-        body = _encode({"inputs": prompt, "parameters": {**given, "details": True}})
         listener = ASK.get().listener
 
         async def send(url: str) -> Reply:
             if listener is not None:
-                return await self._spoken(url, body, listener)
-            return _reply(await self.wire.request("POST", f"{url}/", self.headers, body))
+                return await self._spoken(url, prompt, parameters, listener)
+            exchange = _Exchange(self.headers)
+            _EXCHANGE.set(exchange)
+            await self.async_client.text_generation(prompt, model=f"{url}/", details=True, **parameters)
+            return _reply(exchange.answered)
 
         most = await self.counter.most(prompt)
         reply = await self.replicas.call(self.metered, send, most, parameters["max_new_tokens"])
         return Generation(text=reply.text, generation_info={"reply": reply})
 
-    async def _spoken(self, url: str, body: bytes, listener: Listener) -> Reply:
-        """The answer token by token."""
+    async def _spoken(self, url: str, prompt: str, parameters: Mapping[str, Any], listener: Listener) -> Reply:
+        """The answer token by token. Over our own wire: the hub's client loses what a broken stream has said."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        body = msgspec.json.encode({"inputs": prompt, "parameters": {**given, "details": True}})
         said: list[str] = []
         async with aclosing(self.wire.events(f"{url}/generate_stream", self.headers, body)) as events:
             async for data in events:
@@ -151,6 +193,7 @@ class TgiLLM(HuggingFaceEndpoint):
 
 
 def tgi_llm(
+    client: AsyncInferenceClient,
     wire: Wire,
     replicas: Replicas,
     metered: MeteredModel,
@@ -165,6 +208,7 @@ def tgi_llm(
     extra = {"top_n_tokens": top_n_tokens, "adapter_id": adapter}
     return TgiLLM(
         model=replicas.urls[0],
+        async_client=client,
         wire=wire,
         replicas=replicas,
         metered=metered,
@@ -188,7 +232,9 @@ async def served_model(wire: Wire, url: str, headers: Mapping[str, str]) -> tupl
     return info.model_id, info.model_sha
 
 
-def _reply(answered: Answered) -> Reply:
+def _reply(answered: Answered | None) -> Reply:
+    if answered is None:
+        raise Unreadable("the client answered without asking")
     try:
         generated = _GENERATE.decode(answered.body)[0]
     except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:

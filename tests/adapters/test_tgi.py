@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.adapters.model_port import ASK, Ask, reply_of
 from gateway.adapters.replicas import Replicas
-from gateway.adapters.tgi import TgiLLM, tgi_llm
+from gateway.adapters.tgi import TgiLLM, hub_client, tgi_llm
 from gateway.adapters.token_files import TokenCounter
 from gateway.adapters.turns import stage_prompt
 from gateway.adapters.wire import Wire
@@ -47,7 +47,7 @@ async def llm(server: FaultServer) -> AsyncIterator[TgiLLM]:
         files = files_for(declared_stage(), declared_model(url), Path())
         assert files.model is not None
         yield tgi_llm(
-            builder.wire, Replicas([url], 4), files.model.metered, TokenCounter(None, ""), {},
+            hub_client(builder.wire), builder.wire, Replicas([url], 4), files.model.metered, TokenCounter(None, ""), {},
             max_new_tokens=3, top_n_tokens=None, adapter=None,
         )  # fmt: skip
         await builder.aclose()
