@@ -1,7 +1,8 @@
 """The cnn stage: scores messages in micro-batches without holding up the event loop.
 
-Whatever arrives in one turn of the event loop, or while a forward pass is under way, is scored together. A small batch
-is scored on the spot, since a hand-over to a thread costs more than the pass; a larger one in a thread of its own.
+Whatever arrives in one turn of the event loop, or while a forward pass is under way, is scored together. A batch of
+ordinary messages is scored on the spot: a thread would do no more on the one core that a worker has, and each of the
+network's steps would wait there for the interpreter's lock. Only what would hold up the loop for long gets a thread.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ from gateway.core.task import CnnStage
 
 BATCH = 32
 """Messages of one forward pass at most."""
-INLINE_BYTES = 400
-"""Padded bytes of a batch that is scored on the event loop: about half a millisecond on one core."""
+INLINE_BYTES = 4096
+"""Padded bytes of a batch that is scored on the event loop: at most some three milliseconds of one core."""
 
 
 class _Waiting(NamedTuple):

@@ -109,7 +109,7 @@ async def test_large_batches_leave_the_event_loop_free(folder: Path) -> None:
     threads: list[str] = []
     runner._prefilter.network.register_forward_pre_hook(lambda *_: threads.append(threading.current_thread().name))
     await find(runner, "please?")
-    await asyncio.gather(*(find(runner, "x" * 190) for _ in range(8)))
+    await asyncio.gather(*(find(runner, "x" * 190) for _ in range(BATCH)))
     assert threads[0] == threading.current_thread().name
     assert threads[1].startswith("prefilter")
 
