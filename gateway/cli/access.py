@@ -7,17 +7,28 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from gateway import settings as process_settings
 from gateway.core.errors import GatewayError
 from gateway.core.keys import SCOPES
-from gateway.core.task import Per, Resource
+from gateway.core.task import Name, Per, Resource
 
 
 def database_url() -> str:
     return process_settings.read(os.environ).database
+
+
+def team_name(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """The name of a team, as tasks may name it."""
+    try:
+        return msgspec.convert(name, Name)
+    except msgspec.ValidationError:
+        raise click.BadParameter(
+            "a team is named in lower case letters, digits, - and _, beginning with a letter"
+        ) from None
 
 
 @click.group()
@@ -26,7 +37,7 @@ def teams() -> None:
 
 
 @teams.command("create")
-@click.argument("name")
+@click.argument("name", callback=team_name)
 def create_team(name: str) -> None:
     """Make a team."""
     from gateway.adapters.sql.access import opened
@@ -90,7 +101,7 @@ def keys() -> None:
 
 
 @keys.command("create")
-@click.option("--team", required=True)
+@click.option("--team", required=True, callback=team_name)
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), default=["invoke"], show_default=True)
 @click.option("--expires-days", type=click.IntRange(min=1))
 def create_key(team: str, scopes: tuple[str, ...], expires_days: int | None) -> None:

@@ -40,7 +40,8 @@ class Registry(Struct, frozen=True):
     def task(self, name: str) -> LoadedTask:
         """Raises UnknownTask, with a near miss where there is one."""
         if (found := self.tasks.get(name) or self.direct.get(name)) is None:
-            raise UnknownTask(f"There is no task `{name[:80]}`. {did_you_mean(name[:80], self.tasks)}".strip())
+            near = did_you_mean(name[:80], self.tasks) or "none is served"
+            raise UnknownTask(f"There is no task `{name[:80]}`; {near}")
         return found
 
 

@@ -12,7 +12,7 @@ from gateway.core.loaded import LoadedTask
 from gateway.web.doors import WebSettings
 from gateway.web.limits import deeper_than, more_values_than
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Struct)
 
 ECHO_CHARS = 80
 _MOST_ERRORS = 50
@@ -78,7 +78,9 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes, settings: WebSettings
     except msgspec.ValidationError as error:
         where = _WHERE.search(str(error))
         message = _WHERE.sub("", str(error))
-        raise invalid("The body does not fit.", (where["path"] if where else "$", message)) from None
+        members = ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(decoder.type))
+        detail = f"The body does not fit; its members are {members}."
+        raise invalid(detail, (where["path"] if where else "$", message)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise invalid("The body is not valid JSON in UTF-8.", ("$", "not valid JSON")) from None
     except RecursionError:

@@ -228,7 +228,7 @@ def error_of(error: GatewayError, exchange: Exchange) -> ErrorAnswer:
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     mistakes: Any = error.extra.get("errors") or [{}]
-    message = " ".join(filter(None, (error.detail, mistakes[0].get("message"))))
+    message = ": ".join(filter(None, (error.detail.rstrip("."), mistakes[0].get("message"))))
     return ErrorAnswer(ErrorBody(message, kind, error.code, mistakes[0].get("path"), exchange.request_id))
 
 

@@ -22,7 +22,7 @@ from gateway.web.reply import Reply, json_reply
 from gateway.web.review_views import CaseView, Depths, History, ItemList, ItemView, NextView, of_case, of_event, of_item
 
 AnyRequest = Request[Any, Any, Any]
-B = TypeVar("B")
+B = TypeVar("B", bound=Struct)
 
 Token = Annotated[str, Meta(min_length=1, max_length=64)]
 Word = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]

@@ -10,6 +10,8 @@ from msgspec import Meta, Struct
 
 from gateway.core.errors import Forbidden, NotFound
 from gateway.core.inference import Caller
+from gateway.core.meaning import labels_of
+from gateway.core.problems import did_you_mean
 from gateway.core.records import Feedback, Run
 from gateway.web.answers import RunAnswer, of_run
 from gateway.web.contract import contract
@@ -69,6 +71,7 @@ class RunPages:
         if body.label is None and body.comment is None:
             raise invalid("Feedback says something.", ("$", "needs a label, a comment or both"))
         run = await self._run(request.path_params["task"], body.run_id, exchange.caller)
+        self._check_label(run.task, body.label)
         feedback = Feedback(
             id=self._doors.clock.new_id(),
             run_id=run.id,
@@ -80,6 +83,13 @@ class RunPages:
         )
         await self._doors.feedback.add(feedback)
         return json_reply(FeedbackAnswer(feedback.id), exchange.headers(), 201)
+
+    def _check_label(self, task: str, label: str | None) -> None:
+        """A task that is not served any more may have had any label."""
+        served = self._doors.registry().every.get(task)
+        if label is None or served is None or label in (labels := labels_of(served.declared)):
+            return
+        raise invalid("The task has no such label.", ("$.label", did_you_mean(label, labels) or "it has none"))
 
     async def _run(self, task: str, run_id: str, caller: Caller) -> Run:
         run = await self._doors.runs.find(run_id)

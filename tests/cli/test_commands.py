@@ -64,6 +64,15 @@ def test_a_key_from_its_making_to_its_end(database: str) -> None:
     assert re.findall(r"  (\w+_\w+)  ", acts) == ["key_revoked", "key_rotated", "key_created", "team_created"]
 
 
+def test_a_team_that_no_task_could_name_is_refused(database: str) -> None:
+    """Names are those of task.toml and of the HTTP interface, at the terminal too; nothing is made."""
+    for words in (("keys", "create", "--team", "Shop & Co"), ("teams", "create", "9lives")):
+        refused = run(*words)
+        assert refused.exit_code == 2
+        assert "a team is named in lower case letters" in " ".join(refused.output.split())
+    assert run("teams", "list").output.split() == ["platform"]
+
+
 async def test_history_and_diff_name_what_changed(database: str, home: Path) -> None:
     """The diff of two versions, and of a version and the tree, shows changed lines and nothing else."""
     first = await remember(home, database)

@@ -56,13 +56,15 @@ async def test_a_run_that_is_not_there_is_404(served, run_id):
 
 
 async def test_feedback_is_kept_with_who_gave_it(served):
-    """A label or a comment is added to a run by a team that may see it; an empty one is refused."""
+    """A label of the task or a comment is added to a run by a team that may see it; an empty one is refused."""
     run_id, path = await run_of(served), "/tasks/message-moderation/feedback"
     given = await served.client.post(path, json={"run_id": run_id, "label": "violation"})
     assert given.status_code == 201
     kept = served.memory.feedback.given[-1]
     assert (kept.id, kept.run_id, kept.team, kept.label) == (given.json()["feedback_id"], run_id, "market", "violation")
     assert (await served.client.post(path, json={"run_id": run_id})).status_code == 422
+    mistyped = await served.client.post(path, json={"run_id": run_id, "label": "violaton"})
+    assert mistyped.json()["errors"] == [{"path": "$.label", "message": "did you mean `violation`?"}]
     theirs = await served.client.post(path, json={"run_id": run_id, "comment": "x"}, headers=served.as_team("other"))
     assert theirs.status_code == 403
 
