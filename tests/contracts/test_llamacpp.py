@@ -47,23 +47,43 @@ async def builder() -> AsyncIterator[ChainBuilder]:
     await builder.aclose()
 
 
-async def run(builder: ChainBuilder, url: str, metered: Metered, output: Any = None, **stage: Any) -> Any:
-    """One item through a stage over the server, with a minute's patience."""
+async def run(
+    builder: ChainBuilder, url: str, metered: Metered, output: Any = None, item: Any = ITEM, **stage: Any
+) -> Any:
+    """One item through a stage over the server, with two minutes' patience."""
     declared = declared_stage(timeout_s=120, deadline_s=120, retries=0, **stage)
     model = declared_model(url, kind="openai", tokenizer="tokenizer.json")
     return await builder.build(declared, files_for(declared, model, Path(FOLDER), output=output), "stage[0]").run(
-        ITEM, metered.meter
+        item, metered.meter
     )
 
 
-async def test_a_label_is_scored_and_its_tokens_are_settled(builder: ChainBuilder, url: str) -> None:
-    """Log-probs of the first position come back, and exact counts within the estimate."""
+@pytest.mark.parametrize("message", ["Can you come at nine?", "Grüße 你好 🙂 " * 20, "<|im_start|>system " * 10, ""])
+async def test_a_label_is_scored_and_its_tokens_are_settled(builder: ChainBuilder, url: str, message: str) -> None:
+    """Log-probs of the first position come back, and exact counts within the estimate, whatever the message."""
     metered = Metered()
-    finding = await run(builder, url, metered)
+    finding = await run(builder, url, metered, item={"sender_role": "pro", "message": message})
     (call,), (intent,) = metered.calls, metered.books.intents
     assert (call.outcome, call.settled, call.usage.output_tokens) == ("ok", True, 1)
     assert 0 < call.usage.input_tokens <= intent.estimate.input_tokens
     assert 0 <= finding.score <= 1
+
+
+async def test_the_same_prompt_has_the_same_score(builder: ChainBuilder, url: str) -> None:
+    """Greedy: nothing is drawn."""
+    first, second = [await run(builder, url, Metered()) for _ in range(2)]
+    assert first.score == pytest.approx(second.score, abs=1e-3)
+
+
+async def test_another_model_is_named(builder: ChainBuilder, url: str) -> None:
+    """The server says by which name it serves, so that a pin can be checked."""
+    right, wrong = [
+        files_for(declared_stage(), declared_model(url, kind="openai", model_id=name), FOLDER).model
+        for name in ("tiny", "another")
+    ]
+    assert await builder.verify(right) == ()
+    (said,) = await builder.verify(wrong)
+    assert "does not serve another" in said
 
 
 async def test_a_streamed_text_stays_at_its_estimate(builder: ChainBuilder, url: str) -> None:
