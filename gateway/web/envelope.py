@@ -78,9 +78,8 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes, settings: WebSettings
     except msgspec.ValidationError as error:
         where = _WHERE.search(str(error))
         message = _WHERE.sub("", str(error))
-        members = ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(decoder.type))
-        detail = f"The body does not fit; its members are {members}."
-        raise invalid(detail, (where["path"] if where else "$", message)) from None
+        members, place = _members(decoder.type), where["path"] if where else "$"
+        raise invalid(f"The body does not fit; its members are {members}.", (place, message)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise invalid("The body is not valid JSON in UTF-8.", ("$", "not valid JSON")) from None
     except RecursionError:
@@ -122,6 +121,10 @@ _NONE = Attribution()
 def invalid(detail: str, *errors: tuple[str, str]) -> InvalidInput:
     """The error with its list of (JSON path, message)."""
     return InvalidInput(detail, errors=[{"path": _clip(path), "message": _shortened(text)} for path, text in errors])
+
+
+def _members(kind: type[Struct]) -> str:
+    return ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(kind))
 
 
 def _too_deep(depth: int) -> InvalidInput:
