@@ -33,7 +33,14 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-        raise ModelFilesError(f"{folder}: {e}") from e
+        raise ModelFilesError(f"{folder}: {_one_line(e)}") from e
+
+
+def _one_line(error: Exception) -> str:
+    """torch names every weight that does not fit, a line each: the first one tells."""
+    said, *weights = str(error).splitlines() or [type(error).__name__]
+    more = f" (and {len(weights) - 1} more)" if len(weights) > 1 else ""
+    return " ".join([said, *(weight.strip() for weight in weights[:1])]) + more
 
 
 def pick_dtype() -> torch.dtype:

@@ -27,6 +27,7 @@ from gateway.lab.report import table
 from gateway.lab.rows import Label, LabError, Row, SenderRole, read_jsonl
 from gateway.lab.run_folder import run_folder
 from gateway.lab.systems import Loaded, load_task
+from gateway.lab.whole import write_whole
 
 SUITE = "suite.jsonl.gz"
 _CLEAR = ":clear"
@@ -85,7 +86,7 @@ def pack_suite(source: Path, out: Path) -> int:
     ]
     if len(known) < len(cases) or problems:
         raise LabError("\n".join(problems) or f"{source}: two cases share an id")
-    out.write_bytes(gzip.compress(b"".join(msgspec.json.encode(c) + b"\n" for c in cases), 9, mtime=0))
+    write_whole(out, gzip.compress(b"".join(msgspec.json.encode(c) + b"\n" for c in cases), 9, mtime=0))
     return len(cases)
 
 

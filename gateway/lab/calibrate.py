@@ -17,6 +17,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from gateway.lab.metrics import checked, lower_bound
 from gateway.lab.rows import LabError
+from gateway.lab.whole import write_whole
 
 
 class PlattFit(NamedTuple):
@@ -106,7 +107,7 @@ def write_thresholds(task_toml: Path, stage: str, values: Mapping[str, float], n
         table[key] = tomlkit.float_(repr(value))
         if i == 0:
             table[key].comment(note)
-    task_toml.write_text(tomlkit.dumps(document), "utf-8")
+    write_whole(task_toml, tomlkit.dumps(document).encode())
 
 
 def four_digits(threshold: float, rounding: str = ROUND_FLOOR) -> float:

@@ -4,7 +4,6 @@ People write what the models are for, and what not; between two marker lines thi
 calibration and results. The same files give the same text.
 """
 
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from gateway.lab.evaluate import file_sha256
 from gateway.lab.report import TITLES, table
 from gateway.lab.reproduce import ATTACK, RESULTS, SETS
 from gateway.lab.rows import CORPUS, LabError
+from gateway.lab.whole import write_whole
 
 FILE = "MODEL_CARD.md"
 BEGIN, END = "<!-- written by `gateway lab card`: begin -->", "<!-- written by `gateway lab card`: end -->"
@@ -35,9 +35,7 @@ def write_card(folder: Path) -> Path:
         lines = [before, BEGIN, "", *measured(folder), END]
     except (KeyError, TypeError) as error:
         raise LabError(f"{folder}: a record of training, calibration or results lacks {error}") from error
-    fresh = path.with_suffix(".part")
-    fresh.write_text("\n".join(lines) + after, "utf-8")
-    os.replace(fresh, path)
+    write_whole(path, ("\n".join(lines) + after).encode())
     return path
 
 

@@ -21,6 +21,7 @@ from gateway.lab.report import write_report
 from gateway.lab.rows import LabError, Row, read_rows, rows_hash
 from gateway.lab.run_folder import run_folder
 from gateway.lab.systems import load_task
+from gateway.lab.whole import write_whole
 
 METRICS = "metrics.json"
 CONFIG = "config.json"
@@ -92,8 +93,8 @@ def read_labelled(path: Path) -> list[Row]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented, keys sorted, a newline at the end."""
-    path.write_text(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True) + "\n")
+    """Indented, keys sorted, a newline at the end; whole or not at all."""
+    write_whole(path, (json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True) + "\n").encode())
 
 
 def file_sha256(path: Path) -> str:

@@ -25,6 +25,7 @@ from gateway.lab.rows import (
     unit,
     write_rows,
 )
+from gateway.lab.run_folder import run_folder
 
 SEED = "frozen-1"
 OWN_SOURCES = (*VIOLATION_SOURCES, CORPUS)
@@ -68,7 +69,8 @@ RECIPES: Mapping[str, Recipe] = {
 def build_frozen(sources: Path, corpus: Path, out: Path) -> dict[str, Any]:
     """Write the four sets and `manifest.json` (hashes, counts, absent sources) to `out`; returns the manifest.
 
-    The same files give the same bytes. Raises LabError if so many sources are absent that a set has one label only.
+    The same files give the same bytes. Raises LabError, and leaves `out` as it was, where the disk refuses or so many
+    sources are absent that a set has one label only.
     """
     rows, absent = read_public(sources, [*VIOLATION_SOURCES, *SERVICE_SOURCES, *UNTRAINED_SOURCES])
     own = read_corpus(corpus)
@@ -81,9 +83,10 @@ def build_frozen(sources: Path, corpus: Path, out: Path) -> dict[str, Any]:
         chosen = sets[name]
         if len({r.label for r in chosen}) < 2:
             raise LabError(f"{sources}: {name} would have one label only; absent sources: {', '.join(absent)}")
-    for name, chosen in sets.items():
-        write_rows(out / f"{name}.jsonl.gz", chosen)
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    with run_folder(out) as folder:
+        for name, chosen in sets.items():
+            write_rows(folder / f"{name}.jsonl.gz", chosen)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return manifest
 
 

@@ -3,7 +3,6 @@
 In-domain numbers stand beside: their difference is what a model learned of the source and not of the policy.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def _left_out(train: Trainer, with_all: Scorer, sources: Path, out: Path, test: 
         in_domain=auc(truth, with_all(test)),
         left_out=auc(truth, without(test)),
     )
-    kept.write_text(json.dumps(msgspec.to_builtins(found)) + "\n")
+    write_json(kept, found)
     return found
 
 

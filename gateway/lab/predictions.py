@@ -1,6 +1,5 @@
 """predictions.jsonl: what every system said of every row. Message text is never in it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from gateway.lab.previous import Previous, Said
 from gateway.lab.readings import Reading, row_key
 from gateway.lab.rows import CORPUS, MARKETPLACE_DEV, Row, read_jsonl
 from gateway.lab.systems import Loaded, decide, findings, recorded_chain
+from gateway.lab.whole import write_whole
 
 FILE = "predictions.jsonl"
 _RULE_RANK, _HELD_RANK = 2.0, 1.0
@@ -126,10 +126,8 @@ def decided(outcome: Outcome, positive: str) -> Decided:
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """One line each; written beside and renamed."""
-    fresh = path.with_suffix(".part")
-    fresh.write_bytes(b"".join(msgspec.json.encode(p) + b"\n" for p in predictions))
-    os.replace(fresh, path)
+    """One line each; whole or not at all."""
+    write_whole(path, b"".join(msgspec.json.encode(p) + b"\n" for p in predictions))
 
 
 def read_predictions(path: Path) -> list[Prediction]:

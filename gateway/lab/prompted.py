@@ -22,6 +22,7 @@ from gateway.lab.rows import (
     unit,
 )  # fmt: skip
 from gateway.lab.systems import Loaded
+from gateway.lab.whole import write_whole
 
 FILE = "prompted.json"
 CANDIDATES: Mapping[str, Mapping[str, str]] = {
@@ -102,7 +103,7 @@ def by_source(
 def write(choice: Prompted, folder: Path) -> Path:
     """Keep the choice in the task's folder."""
     path = folder / FILE
-    path.write_text(json.dumps(msgspec.to_builtins(choice), indent=2, sort_keys=True) + "\n")
+    write_whole(path, (json.dumps(msgspec.to_builtins(choice), indent=2, sort_keys=True) + "\n").encode())
     return path
 
 

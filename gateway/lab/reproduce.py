@@ -2,7 +2,6 @@
 compared with the task's committed `results/`, or written there.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +80,11 @@ def write_results(config: ReproduceConfig) -> Reproduced:
     everything is made. Raises LabError.
     """
     made = _made(config, config.sets or SETS)
+    (config.task_folder / RESULTS).mkdir(exist_ok=True)
     for name, result in made.results.items():
-        _replace(config.task_folder / RESULTS / f"{name}.json", result)
+        write_json(config.task_folder / RESULTS / f"{name}.json", result)
     if GATED in made.results:
-        _replace(config.task_folder / METRICS, made.results[GATED])
+        write_json(config.task_folder / METRICS, made.results[GATED])
     return made
 
 
@@ -157,13 +157,6 @@ def stated(results: Mapping[str, Any]) -> Iterator[str]:
         if "systems" in found:
             auc = found["systems"]["tuned"]["auc"]
             yield f"{name}: fine-tuned AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})"
-
-
-def _replace(path: Path, value: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    fresh = path.with_suffix(".part")
-    write_json(fresh, value)
-    os.replace(fresh, path)
 
 
 def _read(path: Path) -> Any:

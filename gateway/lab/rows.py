@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from gateway.core.problems import Unusable
+from gateway.lab.whole import write_whole
 
 T = TypeVar("T")
 Label = Literal["clean", "violation"]
@@ -145,7 +146,7 @@ def write_rows(path: Path, rows: Iterable[Row | CorpusRow]) -> None:
     """Gzip JSONL without a time stamp, so that equal rows make equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-    path.write_bytes(gzip.compress(body, 9, mtime=0))
+    write_whole(path, gzip.compress(body, 9, mtime=0))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -18,6 +18,7 @@ from gateway.lab.cnn_mix import CnnMixConfig
 from gateway.lab.previous import FILE, read_previous
 from gateway.lab.rows import SERVICE_SOURCES, VIOLATION_SOURCES, Row, read_corpus, read_public
 from gateway.lab.train_cnn import WEIGHTS, CnnConfig, train_cnn
+from gateway.lab.whole import write_whole
 
 _SEED = 20240613
 _ALL = 1 << 20
@@ -69,4 +70,4 @@ def _set_threshold(folder: Path, threshold: float) -> None:
     for stage in document["stage"]:
         if stage["kind"] == "cnn":
             stage["accept_above"] = threshold
-    path.write_text(tomlkit.dumps(document), "utf-8")
+    write_whole(path, tomlkit.dumps(document).encode())

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -174,6 +175,17 @@ def test_bad_data_says_why_and_harms_nothing(world: World, tmp_path: Path, name:
     with pytest.raises(LabError, match=says):
         evaluate(msgspec.structs.replace(world.evaluation(out), data=tmp_path / name))
     assert (out / "metrics.json").read_text() == "earlier"
+
+
+def test_an_adapter_of_another_rank_is_named_on_one_line(world: World, tmp_path: Path) -> None:
+    """Of all the weights that do not fit, the first is told; status 2 needs one line."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(world.base / "adapter", adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "r": 2 * settings["r"]}))
+    with pytest.raises(LabError, match=r"size mismatch.*and \d+ more") as refused:
+        evaluate(msgspec.structs.replace(world.evaluation(tmp_path / "run"), adapter=adapter, readings=tmp_path / "r"))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_broken_adapter_is_named(world: World, tmp_path: Path) -> None:

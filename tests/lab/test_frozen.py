@@ -1,11 +1,13 @@
 """The frozen test sets."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from gateway.lab.frozen import CORPUS, OWN_SOURCES, RECIPES, Recipe, build_frozen, describe, draw, held_out_pools
 from gateway.lab.rows import Label, LabError, Row, Split, write_rows
+from tests.lab import small_world
 
 
 def rows(count: int, source: str, label: Label, split: Split = "test") -> list[Row]:
@@ -35,6 +37,26 @@ def test_recipes_add_up(name: str, size: int, violations: int) -> None:
     clean = sum(recipe.clean.values())
     assert (sum(recipe.violations.values()), clean) == (violations, size - violations)
     assert sum(n for source, n in recipe.clean.items() if source in OWN_SOURCES) >= clean / 2
+
+
+def test_a_disk_that_refuses_leaves_the_earlier_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of which a part was written is not there; the reason is told."""
+    sources, corpus = small_world.write_sources(tmp_path / "sources"), tmp_path / "corpus.jsonl.gz"
+    small_world.write_corpus(corpus)
+    build_frozen(sources, corpus, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    real = Path.write_bytes
+
+    def full(path: Path, body: bytes) -> int:
+        if "stream" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, body)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LabError, match=r"stream.*No space left on device; .* is as it was"):
+        build_frozen(sources, corpus, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
 
 def test_what_a_source_lacks_comes_from_others() -> None:
