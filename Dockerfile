@@ -4,11 +4,13 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml requirements.lock README.md ./
+RUN pip install --no-deps --require-hashes -r requirements.lock
+# The one package whose hash is not pinned: PyTorch's CPU wheels are in its own index only.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install -c constraints.txt --index-url ${TORCH_INDEX} torch==2.13.0
+RUN pip install --no-deps --index-url ${TORCH_INDEX} torch==2.13.0
 COPY gateway gateway
-RUN pip install -c constraints.txt -e '.[local,reports]'
+RUN pip install --no-deps --no-build-isolation -e .
 ENV GATEWAY_CACHE_DIR=/opt/models
 RUN gateway model fetch
 

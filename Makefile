@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth chaos chaos-teeth audit focus-validate lint clean prerequisites
+.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth chaos chaos-teeth audit lock focus-validate lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -51,6 +51,14 @@ audit: $(BIN)/.venv ## Ask PyPI's advisories about every pinned version (in an e
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --no-input -q pip-audit
 	$(VENV)/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict
+
+lock: $(BIN)/.venv ## Write requirements.lock anew: what constraints.txt pins, with the hashes of every platform's files
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip --disable-pip-version-check install --no-input -q uv
+	echo 'torch; python_version < "3"' > $(VENV)/lock/without-torch.txt
+	$(VENV)/lock/bin/uv pip compile -q pyproject.toml requirements.in --extra local --extra reports -c constraints.txt \
+		--override $(VENV)/lock/without-torch.txt --no-emit-package torch --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command 'make lock' -o requirements.lock
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .

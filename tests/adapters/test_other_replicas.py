@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from chain_stage import ITEM, Metered, declared_model, declared_stage, files_for
-from fault_server import Behaviour, FaultServer, hang, hang_up, rubbish, serving, status
+from fault_server import Behaviour, FaultServer, hang, hang_up, held_until, rubbish, serving, status
 from msgspec.structs import replace
 from tokenizers import Tokenizer
 
@@ -61,6 +61,22 @@ async def two(tmp_path: Path, tiny_llm_folder: Path) -> AsyncIterator[Servers]:
         urls = [await stack.enter_async_context(serving(server)) for server in servers]
         yield Servers(builder, tmp_path, servers, urls)
     await builder.aclose()
+
+
+async def test_the_replica_with_the_least_to_do_is_asked(two: Servers) -> None:
+    """While one thinks, all others go to the other; without anything under way they take turns."""
+    think, runner = asyncio.Event(), two.replicated(timeout_s=60, deadline_s=60)
+    two.servers[0].script.append(held_until(think))
+    first = asyncio.create_task(runner.run(ITEM, Metered().meter))
+    await two.servers[0].hung.wait()
+    for _ in range(3):
+        await runner.run(ITEM, Metered().meter)
+    assert two.asked == [1, 3]
+    think.set()
+    await first
+    for _ in range(4):
+        await runner.run(ITEM, Metered().meter)
+    assert two.asked == [4, 4]
 
 
 async def test_without_the_option_nobody_is_asked_twice(two: Servers) -> None:

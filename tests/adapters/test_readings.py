@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.adapters.metrics import Metrics
+from gateway.adapters.metrics import MOST_SERIES, OTHER, Metrics
 from gateway.adapters.readings import ProcessState, Vitals, versions
 from gateway.adapters.replicas import Replicas
 from gateway.core.telemetry import Reading, ReplicaState
@@ -39,6 +39,16 @@ def test_a_replica_that_is_taken_out_is_shown_until_it_is_in_again() -> None:
     assert barred()["m", "one:8080"] == 1
     replicas.bar(ONE, "", "its own name")
     assert barred() == {("m", "one:8080"): 0, ("m", "two:8080"): 0}
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    """Whatever comes to be a label, more than so many of a metric are counted as `other`, and none is lost."""
+    metrics = Metrics()
+    for number in range(MOST_SERIES + 5):
+        metrics.problem(f"code_{number}")
+    counted = shown(metrics, "taskgate_problems_total", [])
+    assert len(counted) == MOST_SERIES + 1
+    assert counted[(OTHER,)] == 5
 
 
 def test_tasks_that_others_serve_in_another_version_are_shown() -> None:
