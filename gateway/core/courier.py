@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 import structlog
@@ -12,10 +14,16 @@ from gateway.core.webhooks import Message, Outbox, Sender, Webhook, again_at
 
 log = structlog.get_logger()
 
-AT_ONCE = 20
+AT_ONCE, A_TEAM = 48, 8
+"""How many messages are on their way at a time from one process; about how many of them may be one team's, so that a
+receiver that hangs delays nobody else's messages.
+"""
 CLAIM = timedelta(seconds=15)
 """Longer than any attempt: what a process that died had claimed is due again after it."""
-_PAUSE_S = 1.0
+_PAUSE_S, _GATHER_S = 1.0, 0.02
+
+Under = dict["asyncio.Task[None]", str]
+Claimed = Sequence[tuple[Message, Webhook | None]]
 
 
 class Courier:
@@ -26,23 +34,45 @@ class Courier:
         self._first_pause_s = first_pause_s
 
     async def turn(self) -> int:
-        """Send what is due: how many were tried. Raises Unavailable."""
-        now = self._clock.now()
-        claimed = await self._outbox.claim(now, now + CLAIM, AT_ONCE)
+        """Send some of what is due, and wait until that was tried: how many. Raises Unavailable."""
+        claimed = await self._claim(A_TEAM)
         await asyncio.gather(*(self._deliver(message, webhook) for message, webhook in claimed))
         return len(claimed)
 
     async def follow(self) -> None:
-        """Take turns until cancelled."""
-        while True:
-            try:
-                if await self.turn():
-                    continue
-            except Unavailable:
-                log.warning("webhooks_postponed")
-            await asyncio.sleep(_PAUSE_S)
+        """Send whatever is due until cancelled."""
+        under_way: Under = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                claimed = await self._more(under_way)
+                for message, webhook in claimed:
+                    under_way[group.create_task(self._deliver(message, webhook))] = message.team
+                if len(claimed) < A_TEAM:
+                    await _some_done(under_way)
+                under_way = {task: team for task, team in under_way.items() if not task.done()}
+
+    async def _more(self, under_way: Under) -> Claimed:
+        """As much as there is room for, of teams that have not many messages on their way."""
+        counts = Counter(under_way.values())
+        room = min(A_TEAM, AT_ONCE - counts.total())
+        try:
+            return await self._claim(room, [team for team, count in counts.items() if count >= A_TEAM]) if room else ()
+        except Unavailable:
+            log.warning("webhooks_postponed")
+            return ()
+
+    async def _claim(self, limit: int, without: Collection[str] = ()) -> Claimed:
+        now = self._clock.now()
+        return await self._outbox.claim(now, now + CLAIM, limit, without)
 
     async def _deliver(self, message: Message, webhook: Webhook | None) -> None:
+        try:
+            await self._try(message, webhook)
+        except Unavailable:
+            # It is due again when its claim ends.
+            log.warning("webhooks_postponed")
+
+    async def _try(self, message: Message, webhook: Webhook | None) -> None:
         if webhook is None:
             await self._outbox.failed(message, "the team has no webhook any more", None)
             return
@@ -54,3 +84,12 @@ class Courier:
         later = again_at(now, message.attempts, self._first_pause_s, random.random())
         await self._outbox.failed(message, error, later)
         log.warning("webhook_failed", team=message.team, id=message.id, error=error, dead=later is None)
+
+
+async def _some_done(under_way: Under) -> None:
+    """A while, or less: what ends at almost the same time makes room at once."""
+    if under_way:
+        await asyncio.wait(under_way, timeout=_PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(_GATHER_S)
+    else:
+        await asyncio.sleep(_PAUSE_S)

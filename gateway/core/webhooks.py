@@ -6,7 +6,7 @@ sent, a time stamp and an HMAC-SHA256 signature. URLs come from administrators, 
 
 import secrets
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -91,8 +91,12 @@ class Webhooks(Protocol):
 class Outbox(Protocol):
     """Messages that wait to be sent."""
 
-    async def claim(self, now: datetime, until: datetime, limit: int) -> Sequence[tuple[Message, Webhook | None]]:
-        """Messages that are due, with where they go; nobody else claims them before `until`. Raises Unavailable."""
+    async def claim(
+        self, now: datetime, until: datetime, limit: int, without: Collection[str] = ()
+    ) -> Sequence[tuple[Message, Webhook | None]]:
+        """Messages that are due, but for those of the teams `without`, with where they go; nobody else claims them
+        before `until`. Raises Unavailable.
+        """
 
     async def delivered(self, message: Message, now: datetime) -> None:
         """The receiver has it. Raises Unavailable."""

@@ -1,5 +1,6 @@
 """Webhooks on real sockets: signed, repeated until they are taken, with one id each."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.adapters.webhooks import HttpSender, signed
 from gateway.core.clock import Clock
-from gateway.core.courier import CLAIM, Courier
+from gateway.core.courier import AT_ONCE, CLAIM, Courier
 from gateway.core.errors import NotFound
 from gateway.core.records import Team
 from gateway.core.webhooks import ATTEMPTS, Message, Webhook, again_at, new_secret
@@ -83,13 +84,15 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.aclose()
 
 
-async def leave(database: Database, count: int, at: datetime, secret: str = SECRET, url: str = "") -> list[str]:
+async def leave(
+    database: Database, count: int, at: datetime, secret: str = SECRET, url: str = "", team: str = "acme"
+) -> list[str]:
     """Messages that are due, and the team's address."""
-    await SqlWebhooks(database).put(Webhook("acme", url, secret, at))
+    await SqlWebhooks(database).put(Webhook(team, url, secret, at))
     ids = [new_id() for _ in range(count)]
     rows = [
         {
-            "id": id_, "team": "acme", "review_id": new_id(), "body": f'{{"n":{n}}}', "status": "pending",
+            "id": id_, "team": team, "review_id": new_id(), "body": f'{{"n":{n}}}', "status": "pending",
             "attempts": 0, "due_at": at, "created_at": at,
         }
         for n, id_ in enumerate(ids)
@@ -114,6 +117,36 @@ async def test_a_receiver_that_fails_half_of_the_time_gets_everything(database: 
     assert {id_: body["n"] for id_, body in receiver.taken.items()} == {id_: n for n, id_ in enumerate(ids)}
     assert receiver.tries > len(ids)
     assert {m.status for m in await SqlOutbox(database).listed(None, 100)} == {"delivered"}
+
+
+async def test_a_receiver_that_hangs_delays_nobody_else(database: Database) -> None:
+    """Of a team whose service takes messages and never answers only some are on their way; another team's arrive."""
+    time, sender = Moving(), HttpSender()
+    await SqlTeams(database).add(Team("other", now()))
+    release, taken = asyncio.Event(), asyncio.Event()
+
+    class Hanging(Receiver):
+        async def take(self, request: web.Request) -> web.Response:
+            self.tries += 1
+            await release.wait()
+            return web.Response()
+
+    class Quick(Receiver):
+        async def take(self, request: web.Request) -> web.Response:
+            taken.set()
+            return await super().take(request)
+
+    hanging, quick = Hanging(lambda: 200), Quick(lambda: 200)
+    following = asyncio.create_task(Courier(SqlOutbox(database), sender, time.clock(), 5.0).follow())
+    async with hanging.listening() as slow_url, quick.listening() as url:
+        await leave(database, 2 * AT_ONCE, time.at - timedelta(minutes=1), url=slow_url)
+        await leave(database, 1, time.at, url=url, team="other")
+        await taken.wait()
+        assert 0 < hanging.tries < AT_ONCE
+        release.set()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    await sender.aclose()
 
 
 @pytest.mark.parametrize("status", [500, 404, 302])

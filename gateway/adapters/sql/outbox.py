@@ -1,6 +1,6 @@
 """The outbox over SQL: messages are written with the outcomes that they tell of, and sent by whoever claims them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,9 +23,15 @@ class SqlOutbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, now: datetime, until: datetime, limit: int) -> Sequence[tuple[Message, Webhook | None]]:
-        """Messages that are due, with where they go; nobody else claims them before `until`. Raises Unavailable."""
+    async def claim(
+        self, now: datetime, until: datetime, limit: int, without: Collection[str] = ()
+    ) -> Sequence[tuple[Message, Webhook | None]]:
+        """Messages that are due, but for those of the teams `without`, with where they go; nobody else claims them
+        before `until`. Raises Unavailable.
+        """
         due = select(_message.id).where(_message.status == "pending", _message.due_at <= now)
+        if without:
+            due = due.where(_message.team.not_in(without))
         some = due.order_by(_message.due_at).limit(limit).with_for_update(skip_locked=True)
         claim = (
             update(webhook_message)
