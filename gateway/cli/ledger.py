@@ -6,7 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +19,7 @@ from gateway.cli.database import with_database
 from gateway.core.corrections import Adjustment, Correction, HourCorrection
 from gateway.core.prices import from_nano
 from gateway.core.registry import load_tariffs
-from gateway.core.reports import CHARGES, UsageDay, total
+from gateway.core.reports import CHARGES, total
 
 if TYPE_CHECKING:
     from gateway.adapters.sql.books import Totals
@@ -65,9 +65,7 @@ def verify(model_metrics: tuple[str, ...], since_input: int, since_output: int) 
         books = SqlBooks(database, settings.zone)
         await books.close_days(datetime.now(UTC))
         totals = await books.totals()
-        today = datetime.now(UTC).astimezone(settings.zone).date()
-        reported = await books.days(datetime.min.date(), today + timedelta(days=2))
-        return totals, _findings(totals, reported) + await _charges(database, settings)
+        return totals, _findings(totals) + await _charges(database, settings)
 
     # The servers are asked first: what they count meanwhile is not in the ledger yet, and would look lost.
     counted = [_counted(url) for url in model_metrics]
@@ -164,9 +162,9 @@ async def _charges(database: "Database", settings: process_settings.Settings) ->
     ]
 
 
-def _findings(totals: "Totals", reported: Sequence[UsageDay]) -> list[Finding]:
+def _findings(totals: "Totals") -> list[Finding]:
     calls, attempts, inferences = totals.calls.cost_nano, totals.attempts.cost_nano, totals.inferences.cost_nano
-    calls_only = [row for row in reported if row.kind not in CHARGES]
+    calls_only = [row for row in totals.reported if row.kind not in CHARGES]
     return [
         _equal("cost of calls = cost of attempts", calls, attempts),
         _equal("cost of attempts = cost of inferences", attempts, inferences),

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct, structs
-from sqlalchemy import ColumnElement, Select, case, func, insert, literal, select
+from sqlalchemy import Select, case, func, insert, literal, or_, select, union_all
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -39,7 +39,8 @@ class ClosedMonth(Struct, frozen=True):
 
 
 class Totals(Struct, frozen=True, kw_only=True):
-    """The whole ledger, summed three ways; how many rows differ from the sum of their parts; what is under way.
+    """The whole ledger, summed three ways; how many rows differ from the sum of their parts; what is under way; what
+    reports say of it. All as of one moment.
 
     `removed` are the calls that retention removed, with what was `removed_unsettled` of them; they are in no other sum.
     """
@@ -55,6 +56,7 @@ class Totals(Struct, frozen=True, kw_only=True):
     intents: Sums
     removed: Sums = NO_SUMS
     removed_unsettled: Sums = NO_SUMS
+    reported: Sequence[UsageDay] = ()
 
 
 class SqlBooks:
@@ -82,14 +84,8 @@ class SqlBooks:
 
     async def days(self, start: date, end: date) -> list[UsageDay]:
         """The sums of [start, end), from closed days where there are any, else from the rows. Raises Unavailable."""
-        async with self._database.begin() as connection:
-            found = await self._stored(connection, start, end)
-            day = max(start, await self._next(connection) or end)
-            last = await self._newest(connection)
-            while day < end and last is not None and day <= last:
-                found += await self._live(connection, day)
-                day += timedelta(days=1)
-            return found + await charged(connection, start, end)
+        async with self._database.snapshot() as connection:
+            return await self._days(connection, start, end)
 
     async def close_month(
         self, month: date, now: datetime, export: Callable[[Sequence[UsageDay]], bytes]
@@ -123,9 +119,7 @@ class SqlBooks:
 
     async def totals(self) -> Totals:
         """Everything that must agree. Reads the whole ledger. Raises Unavailable."""
-        async with self._database.begin() as connection:
-            if self._database.postgres:
-                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        async with self._database.snapshot() as connection:
             gone = await removed(connection)
             calls = _of(model_call, "inference_id", gone)
             return Totals(
@@ -140,6 +134,7 @@ class SqlBooks:
                 intents=await _sums(connection, sums_of(intent)),
                 removed=gone.calls if gone is not None else NO_SUMS,
                 removed_unsettled=gone.unsettled if gone is not None else NO_SUMS,
+                reported=await self._days(connection, date.min, date.max),
             )
 
     async def _months_off(self, connection: AsyncConnection) -> list[date]:
@@ -152,6 +147,15 @@ class SqlBooks:
             if hashlib.sha256(content).hexdigest() != row["sha256"] or billed_nano(content) != cost:
                 off.append(month)
         return off
+
+    async def _days(self, connection: AsyncConnection, start: date, end: date) -> list[UsageDay]:
+        found = await self._stored(connection, start, end)
+        day = max(start, await self._next(connection) or end)
+        last = await self._newest(connection)
+        while day < end and last is not None and day <= last:
+            found += await self._live(connection, day)
+            day += timedelta(days=1)
+        return found + await charged(connection, start, end)
 
     async def _days_off(self, connection: AsyncConnection, gone: Removed | None) -> list[date]:
         """Closed days whose sums are not those of their rows, as far back as all rows must be there."""
@@ -229,20 +233,19 @@ def _of(table: Any, inference_id: str, gone: Removed | None) -> Select[Any]:
 
 
 def _differing(whole: Any, part: Any, reference: str, gone: Removed | None) -> Select[Any]:
-    """Rows of `whole` whose cost or tokens are not the sum of their parts, and parts without a whole."""
+    """Ids of `whole` whose cost or tokens are not the sum of their parts, and of parts without a whole.
+
+    Both are read once, and grouped: a join of all with all would take SQLite hours for a million rows.
+    """
     names = ("input_tokens", "output_tokens", "cost_nano")
-    sums = select(part.c[reference].label("id"), *(total(part.c[name]).label(name) for name in names)).group_by(
-        part.c[reference]
-    )
+    wholes = select(whole.c.id.label("id"), literal(1).label("wholes"), *(whole.c[name] for name in names))
+    parts = select(part.c[reference], literal(0), *(-part.c[name] for name in names))
     if gone is not None:
-        sums = sums.where(part.c.inference_id >= gone.kept_from)
         of = whole.c.inference_id if "inference_id" in whole.c else whole.c.id
-        whole = select(whole).where(of >= gone.kept_from).subquery()
-    summed = sums.subquery()
-    differs: ColumnElement[bool] = whole.c.id.is_(None)
-    for name in names:
-        differs = differs | (func.coalesce(whole.c[name], 0) != func.coalesce(summed.c[name], 0))
-    return select(literal(1)).select_from(whole.join(summed, whole.c.id == summed.c.id, full=True)).where(differs)
+        wholes, parts = wholes.where(of >= gone.kept_from), parts.where(part.c.inference_id >= gone.kept_from)
+    both = union_all(wholes, parts).subquery()
+    off = (func.sum(both.c[name]) != 0 for name in names)
+    return select(both.c.id).group_by(both.c.id).having(or_(func.max(both.c.wholes) == 0, *off))
 
 
 async def _sums(connection: AsyncConnection, query: Select[Any]) -> Sums:

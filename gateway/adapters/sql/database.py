@@ -116,6 +116,18 @@ class Database:
             log.warning("database_unavailable", error=type(error).__name__)
             raise Unavailable("The database cannot be reached.", retry_after_s=1) from error
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction to read in, all of it as of one moment. Raises as `begin` does.
+
+        Without it every statement sees another moment, and a row on its way from table to table is missed, or is seen
+        twice.
+        """
+        async with self.begin() as connection:
+            one_moment = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ" if self.postgres else "BEGIN"
+            await connection.exec_driver_sql(one_moment)
+            yield connection
+
     async def ping(self) -> None:
         """Raises Unavailable unless the database answers."""
         async with self.begin() as connection:

@@ -10,8 +10,10 @@ from sqlalchemy import Select, and_, case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.retention import removed
 from gateway.adapters.sql.sums import total
 from gateway.adapters.sql.tables import attempt, inference, model_call, prompt_sample
+from gateway.core.errors import Conflict
 from gateway.core.prompt_samples import PromptSample
 from gateway.core.reports import day_start
 from gateway.core.savings import Outputs, Sampled, Traffic
@@ -36,9 +38,15 @@ class SqlTraffic:
         self._database, self._zone = database, zone
 
     async def of(self, task: str, start: date, end: date) -> Traffic:
-        """The days [start, end) of the billing timezone. Raises Unavailable."""
+        """The days [start, end) of the billing timezone.
+
+        Raises Conflict where retention has removed rows of them, Unavailable.
+        """
         span = (day_start(start, self._zone), day_start(end, self._zone))
-        async with self._database.begin() as connection:
+        async with self._database.snapshot() as connection:
+            gone = await removed(connection)
+            if gone is not None and start < (first := gone.first_day(self._zone)):
+                raise Conflict(f"Of days before {first} only sums are left, and no rows to tell what was saved.")
             inferences, cached, held = await _one(connection, _counted(task, *span))
             called, called_nano = await _one(connection, _called(task, *span))
             (compute_ms,) = await _one(connection, _computed(task, *span))

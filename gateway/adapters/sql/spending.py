@@ -22,10 +22,7 @@ class SqlSpending:
 
     async def snapshot(self, starts: Iterable[datetime]) -> Snapshot:
         """All of it as of one moment. Raises Unavailable."""
-        async with self._database.begin() as connection:
-            if self._database.postgres:
-                # By default every statement sees another moment; a call could be missed on its way between tables.
-                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        async with self._database.snapshot() as connection:
             since = {start: await _since(connection, start) for start in starts}
             rows = (await connection.execute(select(intent).order_by(intent.c.id))).mappings()
             return Snapshot(since, [intent_of(row) for row in rows])

@@ -51,7 +51,7 @@ class SqlUsage:
             return []
         added = ((price_adjustment, price_adjustment.c.created_at), (gpu_share, gpu_share.c.hour))
         queries = [_spent(span), *(_added(table, at, span) for table, at in added)]
-        async with self._database.begin() as connection:
+        async with self._database.snapshot() as connection:
             await self._check_kept(connection, start)
             rows = [UsageRow(model=None, **row) for row in (await connection.execute(_counted(span))).mappings()]
             for query in queries:

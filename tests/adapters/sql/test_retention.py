@@ -14,6 +14,7 @@ from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import SqlLedger
 from gateway.adapters.sql.partitions import first_id
 from gateway.adapters.sql.retention import SqlRetention
+from gateway.adapters.sql.savings import SqlTraffic
 from gateway.adapters.sql.sweep import Sweeper
 from gateway.adapters.sql.tables import model_call, usage_day
 from gateway.adapters.sql.usage import SqlUsage
@@ -172,6 +173,8 @@ async def test_a_team_sees_whole_days_of_what_was_removed(
     assert await usage.roll_up(first, NOW, "nobody") == []
     with pytest.raises(InvalidInput, match="whole days"):
         await usage.roll_up(first + timedelta(hours=1), NOW, None)
+    with pytest.raises(Conflict, match="only sums"):
+        await SqlTraffic(database, ZONE).of("message-moderation", date(2026, 5, 1), date(2026, 7, 1))
 
 
 @pytest.mark.parametrize("harm", ["a removed day's sum", "an export", "rows that retention did not remove"])
