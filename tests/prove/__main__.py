@@ -147,7 +147,7 @@ def _table(parts: Sequence[Part], title: str) -> Table:
 def main() -> None:
     """Parse, prove, print."""
     parser = argparse.ArgumentParser(prog="prove")
-    parser.add_argument("what", choices=["all", "teeth", *PROOFS], nargs="*", default=["all"])
+    parser.add_argument("what", choices=["all", "teeth", *PROOFS], nargs="*", default="all")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--rows", type=int, default=1_000_000)
