@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from pathlib import Path
 
+import pytest
 from budgets import ask, counting_model, ledger_state, message, mortal_valkey
 from fault_server import FaultServer, Seen, held_until, status
 from stack import gateway
@@ -11,8 +12,11 @@ from stack import gateway
 from gateway.adapters.sql.access import new_key
 
 KEY = {"idempotency-key": "order-1"}
+# The claims of either database are the matter of tests/core/test_asked_again.py.
+on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 
 
+@on_postgres
 async def test_a_key_is_answered_once_over_processes_and_restarts(
     home: Path, database_url: str, tiny_llm_folder: Path
 ) -> None:
@@ -49,6 +53,7 @@ async def test_a_key_is_answered_once_over_processes_and_restarts(
     assert (await ledger_state(database_url))[0] == len(model.asked) == 2
 
 
+@on_postgres
 async def test_a_key_is_free_again_where_the_first_failed(
     home: Path, database_url: str, valkey: str, tiny_llm_folder: Path
 ) -> None:

@@ -50,9 +50,9 @@ async def stores(valkey: str) -> AsyncIterator[list[RedisStore]]:
 
 
 @pytest.fixture
-async def engines(database: str, stores: list[RedisStore]) -> AsyncIterator[list[Engine]]:
+async def engines(database_url: str, stores: list[RedisStore]) -> AsyncIterator[list[Engine]]:
     """Two processes on one ledger, which also knows who has claimed which key."""
-    ledgers, claims = [open_ledger(database) for _ in stores], Database(database)
+    ledgers, claims = [open_ledger(database_url) for _ in stores], Database(database_url)
     zone = ZoneInfo("UTC")
     yield [
         Engine(store, ledger, CLOCK, zone, permits=100, claims=SqlClaims(claims))
