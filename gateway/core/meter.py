@@ -5,6 +5,7 @@ of three ways: the server counted it (settled), the server refused it (nothing c
 at the estimate, which is a bound).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal, Protocol
@@ -135,8 +136,8 @@ class Meter:
         if charges:
             try:
                 await self._reservations.reserve(intent.id, charges)
-            except Unavailable:
-                # The store may have taken it, and only its answer was lost.
+            except (Unavailable, asyncio.CancelledError):
+                # The store may have taken it, and only its answer was lost, or came too late.
                 self.settlements.append(Settlement(intent.id, charges, NOTHING_USED))
                 raise
         wire = WireCall(intent, model.tariff)

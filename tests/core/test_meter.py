@@ -58,6 +58,31 @@ async def test_a_reservation_whose_answer_was_lost_is_given_back() -> None:
     assert (metered.end(), stores.intents) == ((), [])
 
 
+async def test_a_reservation_that_was_not_waited_for_is_given_back() -> None:
+    """The deadline came while the store was asked: it may have taken it all the same."""
+    asked = asyncio.Event()
+
+    class Slow(Stores):
+        async def reserve(self, reservation_id: str, charges: Sequence[Charge]) -> None:
+            self.reserved.append(reservation_id)
+            asked.set()
+            await asyncio.Event().wait()
+
+    stores = Slow()
+    metered = meter(stores)
+
+    async def call() -> None:
+        async with metered.call(MODEL, "r", 10, 1):
+            pytest.fail("no call without its reservation")
+
+    calling = asyncio.create_task(call())
+    await asked.wait()
+    calling.cancel()
+    await asyncio.wait({calling})
+    assert calling.cancelled()
+    assert [(each.reservation_id, each.usage) for each in metered.settlements] == [(stores.reserved[0], NOTHING_USED)]
+
+
 @pytest.mark.parametrize("counted", [(-5, 1), (5, -1), (2**40, 1)])
 async def test_what_cannot_be_a_count_is_not_settled(counted: tuple[int, int]) -> None:
     """A server that says it read less than nothing, or more than there is, earns nobody any money back."""
