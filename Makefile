@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth chaos chaos-teeth audit lock focus-validate lint clean prerequisites
+.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth chaos chaos-teeth bench bench-peers audit lock focus-validate lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -47,6 +47,14 @@ chaos: $(BIN)/.test ## Break everything under load, on real processes (Linux, up
 chaos-teeth: $(BIN)/.test ## Prove that chaos can turn red: every seeded defect must be caught
 	PYTHONPATH=tests $(BIN)/python -m chaos teeth
 
+bench: $(BIN)/.test ## How fast one core is, and where its time goes (Linux, two cores, up to 8 minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench
+
+bench-peers: $(BIN)/.test ## The same beside LiteLLM's proxy (in an environment of its own)
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip --disable-pip-version-check install --no-input -q 'litellm[proxy]==1.106.2'
+	PYTHONPATH=tests $(BIN)/python -m bench --peers .venv-litellm/bin/python
+
 audit: $(BIN)/.venv ## Ask PyPI's advisories about every pinned version (in an environment of its own)
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --no-input -q pip-audit
@@ -67,7 +75,7 @@ lint: $(BIN)/.test
 	$(BIN)/lint-imports
 
 clean:           ## Remove the environment and the demo's state
-	rm -rf $(VENV) .demo .gateway
+	rm -rf $(VENV) .venv-litellm .demo .gateway
 
 prerequisites:
 	@sh -c 'test -n "$(PYTHON)" || { echo "Python 3.11 to 3.13 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }'
