@@ -7,10 +7,12 @@ import pytest
 from browsers import faults, fits_at_400_percent, sign_in
 from playwright.async_api import Browser, Page, expect
 from reviewers import CALLER, OWNER, Receiver
+from sqlalchemy import update
 from stack import MIGRATIONS, Gateway, gateway
 
 from gateway.adapters.sql.access import new_key, opened
 from gateway.adapters.sql.review_book import SqlReviewBook
+from gateway.adapters.sql.tables import review_item
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.core.clock import Clock
 from gateway.core.review_ports import Filter
@@ -120,7 +122,9 @@ async def test_the_page_has_no_fault_that_a_machine_can_find(
 async def test_an_item_stays_with_whoever_reads_it(
     tmp_path: Path, database: str, valkey: str, chromium: Browser
 ) -> None:
-    """The lease begins anew while the page is open and somebody is there, and no more once nobody was for long."""
+    """The lease begins anew while the page is open and somebody is there, and no more once nobody was for long. Where
+    it was lost all the same, the page says so by itself.
+    """
     key = await new_key(database, OWNER, frozenset({"review"}))
     caller = await new_key(database, CALLER, frozenset({"invoke"}))
     with gateway(_home(tmp_path), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
@@ -129,7 +133,7 @@ async def test_an_item_stays_with_whoever_reads_it(
         await page.clock.install()
         await sign_in(page, up.url, key)
         await page.keyboard.press("n")
-        await expect(page.get_by_role("button", name="Reveal")).to_be_visible()
+        await expect(page.locator("#case-title")).to_be_focused()
         ends = [await _lease_until(database)]
         for _ in range(2):
             async with page.expect_response(lambda answer: answer.url.endswith("/renew")) as renewed:
@@ -143,12 +147,21 @@ async def test_an_item_stays_with_whoever_reads_it(
         await page.keyboard.press("r")
         await expect(page.get_by_role("group", name="The text")).to_be_focused()
         assert [url for url in asked if url.endswith("/renew")] == []
+        await _lose_lease(database)
+        await page.clock.fast_forward("03:20")
+        await expect(page.locator("[data-notice]")).to_contain_text("Too late")
 
 
 async def _lease_until(url: str) -> str:
     async with opened(url) as database:
         (item,) = await SqlReviewBook(database).listed(Filter(state="leased"))
     return str(item.lease_until)
+
+
+async def _lose_lease(url: str) -> None:
+    """As if nobody had renewed it in time."""
+    async with opened(url) as database, database.begin() as connection:
+        await connection.execute(update(review_item).values(lease_until=Clock(new_id=str).now()))
 
 
 async def _decide_all(page: Page) -> None:
