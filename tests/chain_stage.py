@@ -71,8 +71,13 @@ class Metered:
 
 
 def declared_stage(**fields: Any) -> ChainStage:
-    """A two-label stage; `fields` replace its own."""
-    own: dict[str, Any] = {"labels": {"clean": "A", "violation": "B"}, "min_label_mass": 0.0}
+    """A two-label stage, patient enough for a busy machine; `fields` replace its own."""
+    own: dict[str, Any] = {
+        "labels": {"clean": "A", "violation": "B"},
+        "min_label_mass": 0.0,
+        "timeout_s": 30.0,
+        "deadline_s": 60.0,
+    }
     return ChainStage(name="llm", prompt="t/p.v1", model="m", **(own | fields))
 
 
