@@ -13,6 +13,7 @@ from stories import held, invocation, new_id, now
 
 from gateway.__main__ import cli
 from gateway.adapters.sql.access import opened
+from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.ledger import open_ledger
 from gateway.adapters.sql.migrate import upgrade
 from gateway.adapters.sql.reviews import SqlReviews
@@ -96,6 +97,10 @@ async def test_a_webhook_at_a_terminal(url: str) -> None:
     assert (await gateway("webhooks", "rotate", "nobody")).exit_code == 1
     assert (await gateway("webhooks", "remove", "acme")).exit_code == 0
     assert (await gateway("webhooks", "remove", "acme")).exit_code == 1
+    async with opened(url) as database:
+        acts = [(act.act, act.subject) for act in await SqlAudit(database).latest(9)]
+    told = ["webhook_removed", "webhook_rotated", "webhook_rotated", "webhook_set"]
+    assert acts[:4] == [(act, "acme") for act in told], "what was refused is no act"
 
 
 async def test_a_person_is_erased_at_a_terminal(url: str) -> None:

@@ -15,11 +15,13 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from stories import new_id, now
 
 from gateway.adapters.sql import tables
+from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.outbox import SqlOutbox
 from gateway.adapters.sql.teams import SqlTeams
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.adapters.webhooks import HttpSender, signed
+from gateway.core.audit import TERMINAL
 from gateway.core.clock import Clock
 from gateway.core.courier import AT_ONCE, CLAIM, Courier
 from gateway.core.errors import NotFound
@@ -169,6 +171,8 @@ async def test_what_nobody_takes_is_dead_and_can_be_replayed(database: Database,
     assert list(receiver.taken) == [id_]
     with pytest.raises(NotFound):
         await outbox.replay(time.at, [new_id()])
+    (act,) = [act for act in await SqlAudit(database).latest(9) if act.act == "webhooks_replayed"]
+    assert (act.by, act.subject, act.detail) == (TERMINAL, message.team, {"messages": 1})
 
 
 async def test_a_courier_that_died_leaves_its_messages_to_others(database: Database) -> None:

@@ -1,5 +1,6 @@
 """The outbox over SQL: messages are written with the outcomes that they tell of, and sent by whoever claims them."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
@@ -8,8 +9,10 @@ import uuid_utils
 from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.tables import inference, review, webhook, webhook_message
+from gateway.core.audit import TERMINAL
 from gateway.core.errors import NotFound
 from gateway.core.reviews import Event, Item
 from gateway.core.webhooks import RUNS_AT_ONCE, Message, MessageStatus, ToldRun, Webhook, outcome_body
@@ -73,10 +76,13 @@ class SqlOutbox:
         if team is not None:
             again = again.where(_message.team == team)
         async with self._database.begin() as connection:
-            count = (await connection.execute(again.values(status="pending", due_at=now, attempts=0))).rowcount
-            if count < len(ids):
+            revived = again.values(status="pending", due_at=now, attempts=0).returning(_message.team)
+            counts = Counter((await connection.execute(revived)).scalars())
+            if counts.total() < len(ids):
                 raise NotFound("Not all of these are messages that could be sent again.")
-        return count
+            for name, count in counts.items():
+                await note(connection, TERMINAL, "webhooks_replayed", name, now, messages=count)
+        return counts.total()
 
     async def _set(self, id_: str, **values: Any) -> None:
         async with self._database.begin() as connection:
