@@ -90,26 +90,29 @@ class World(Struct):
         (self.home / "tasks/manners/task.toml").write_text(text, "utf-8")
 
     def gateway(self) -> Gateway:
-        """Start one; it is ready when this returns."""
-        port = free_port()
-        sweep = {"GATEWAY_SWEEP_S": "1", "GATEWAY_ORPHAN_AFTER_S": str(self.orphan_after_s)}
-        env = {"GATEWAY_PORT": str(port), **sweep, **self.settings}
-        log = self.home / "logs" / f"{port}.log"
-        child = Child("gateway", [sys.executable, "-m", "prove.serve"], log, env)
-        child.wait_ready(f"http://127.0.0.1:{port}/health/ready", 90)
-        return Gateway(f"http://127.0.0.1:{port}", child)
+        """Start one; it is ready when this returns. Raises ChildFailed."""
+        return _ready(self._launch())
 
     @contextmanager
     def gateways(self, count: int) -> Iterator[list[Gateway]]:
         """So many, until the end of the block; those that a proof put in their place end too."""
-        running: list[Gateway] = []
+        running = [self._launch() for _ in range(count)]
         try:
-            for _ in range(count):
-                running.append(self.gateway())
+            for each in running:
+                _ready(each)
             yield running
         finally:
             for each in running:
+                each.child.process.terminate()
+            for each in running:
                 each.child.stop()
+
+    def _launch(self) -> Gateway:
+        port = free_port()
+        sweep = {"GATEWAY_SWEEP_S": "1", "GATEWAY_ORPHAN_AFTER_S": str(self.orphan_after_s)}
+        env = {"GATEWAY_PORT": str(port), "GATEWAY_LEAVE_S": "0", **sweep, **self.settings}
+        log = self.home / "logs" / f"{port}.log"
+        return Gateway(f"http://127.0.0.1:{port}", Child("gateway", [sys.executable, "-m", "prove.serve"], log, env))
 
     async def counted(self) -> Count:
         """What the model server itself says that it has counted since this world began."""
@@ -165,6 +168,11 @@ class World(Struct):
             if (booked.intents == 0 and await self.open_reservations() == 0) or loop.time() > end:
                 return booked
             await asyncio.sleep(0.5)
+
+
+def _ready(each: Gateway) -> Gateway:
+    each.child.wait_ready(f"{each.url}/health/ready", 90)
+    return each
 
 
 def kill(pid: int) -> None:
