@@ -44,10 +44,25 @@ def _forget_rows() -> None:
     SqlLedger.record = broken  # type: ignore[method-assign]
 
 
+def _keep_everything() -> None:
+    """Every run stays in memory, with a page of its own."""
+    from gateway.adapters.sql.ledger import SqlLedger
+
+    record, kept = SqlLedger.record, []
+
+    async def broken(self: SqlLedger, inference: Any) -> None:
+        kept.append((inference, bytes(4096)))
+        await record(self, inference)
+
+    SqlLedger.record = broken  # type: ignore[method-assign]
+
+
+LEAK = "memory leaks"
 DEFECTS: dict[str, Callable[[], None]] = {
     "what failed is delivered": _deliver_what_failed,
     "no model call times out": _wait_for_ever,
     "answers without a row": _forget_rows,
+    LEAK: _keep_everything,
 }
 
 
