@@ -38,6 +38,12 @@ class Rows(Struct):
     audit_sample: list[tuple[Any, ...]] = field(default_factory=list)
     idempotency: list[tuple[Any, ...]] = field(default_factory=list)
 
+    @property
+    def single_table(self) -> bool:
+        """Whether intents, or inferences without anything else, are all that is written."""
+        written = [name for name in self.__struct_fields__ if getattr(self, name)]
+        return written in (["intent"], ["inference"])
+
 
 COLUMNS = {
     name: tuple(tables.metadata.tables[name].columns.keys()) for name in Rows.__struct_fields__ if name != "settled"
