@@ -24,10 +24,10 @@ class Unusable(Exception):
 
 
 class InvalidConfig(Unusable):
-    """The configuration cannot be used; `problems` is the full list, sorted by place."""
+    """The configuration cannot be used; `problems` is the full list, sorted by place, each once."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems: Sequence[Problem] = sorted(problems)
+        self.problems: Sequence[Problem] = sorted(set(problems))
         super().__init__("\n".join(map(str, self.problems)))
 
 

@@ -113,6 +113,8 @@ class Database:
         except (SQLAlchemyError, asyncpg.PostgresError, UnicodeError, OSError, TimeoutError) as error:
             if _is_bad_text(error):
                 raise InvalidInput("The text holds characters that cannot be stored.") from error
+            if _lacks_tables(error):
+                raise Unavailable("The database lacks tables: `gateway db upgrade` makes them.") from error
             log.warning("database_unavailable", error=type(error).__name__)
             raise Unavailable("The database cannot be reached.", retry_after_s=1) from error
 
@@ -140,8 +142,18 @@ class Database:
 
 def _is_bad_text(error: BaseException) -> bool:
     """Class 22 of SQLSTATE is bad data; a lone surrogate does not even become bytes."""
+    return any(isinstance(cause, UnicodeError) or _sqlstate(cause).startswith("22") for cause in _causes(error))
+
+
+def _lacks_tables(error: BaseException) -> bool:
+    return any(_sqlstate(cause) == "42P01" or "no such table" in str(cause) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> tuple[BaseException | None, ...]:
+    """What the driver raised, and what made it."""
     original = error.orig if isinstance(error, DBAPIError) else error
-    causes = (original, getattr(original, "__cause__", None))
-    return any(
-        isinstance(cause, UnicodeError) or str(getattr(cause, "sqlstate", "")).startswith("22") for cause in causes
-    )
+    return original, getattr(original, "__cause__", None)
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return str(getattr(error, "sqlstate", ""))

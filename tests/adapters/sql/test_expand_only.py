@@ -13,6 +13,8 @@ from sqlalchemy import Connection, Inspector, inspect
 
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.migrate import downgrade, is_current, upgrade
+from gateway.adapters.sql.teams import SqlTeams
+from gateway.core.errors import Unavailable
 
 MIGRATIONS = Path(__file__).parents[3] / "migrations"
 REVISIONS = [each.revision for each in reversed(list(ScriptDirectory(str(MIGRATIONS)).walk_revisions()))]
@@ -93,6 +95,14 @@ async def test_no_migration_takes_anything_from_the_one_before(empty_url: str) -
             assert all(fresh & set(key) for key in new.unique - old.unique), f"{revision} makes {table} more unique"
             assert new.checks <= old.checks, f"{revision} checks more of {table}"
         before = after
+
+
+async def test_a_database_that_was_never_migrated_is_not_one_that_is_away(empty_url: str) -> None:
+    """Who asks one without tables is told what makes them."""
+    database = Database(empty_url)
+    with pytest.raises(Unavailable, match="gateway db upgrade"):
+        await SqlTeams(database).all()
+    await database.aclose()
 
 
 async def test_each_step_can_be_taken_back_and_again(empty_url: str) -> None:
