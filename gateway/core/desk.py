@@ -57,10 +57,12 @@ class Desk:
         by, token, now = reviewer(caller), secrets.token_urlsafe(24), self._clock.now()
         if escalated and not by.lead:
             raise Forbidden("Escalated items are for leads.", needs=["lead"])
-        await self._room(by, now)
         item = await self._known(by, token, task, now) if not escalated else None
         item = item or await self._queue.take(by, now, token, task, escalated=escalated, lasting=self._lasting)
-        return await self._case(item, by) if item is not None else None
+        if item is None:
+            await self._room(by, now)
+            return None
+        return await self._case(item, by)
 
     async def take(self, caller: Caller, review_id: str) -> Case:
         """Lease a certain item. Raises NotFound, Conflict, Forbidden, Unavailable."""

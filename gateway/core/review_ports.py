@@ -74,7 +74,9 @@ class ReviewQueue(Protocol):
         escalated: bool = False,
         lasting: timedelta = LEASE,
     ) -> Item | None:
-        """Lease the first in the queue that this reviewer may judge; None where there is none. Raises Unavailable."""
+        """Lease the first in the queue that this reviewer may judge; None where there is none, or the reviewer has
+        LEASES already. Raises Unavailable.
+        """
 
     async def known(self, by: Reviewer, task: str) -> Item | None:
         """A known item of the task that this reviewer has not judged. Raises Unavailable."""

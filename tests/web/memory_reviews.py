@@ -10,7 +10,7 @@ from gateway.core.audit import TERMINAL, Actor
 from gateway.core.errors import NotFound
 from gateway.core.review_ports import Depth, Filter, Question, RunOutcome
 from gateway.core.review_rules import lease, takeable
-from gateway.core.reviews import LEASE, Event, Item, Reviewer, Rule
+from gateway.core.reviews import LEASE, LEASES, Event, Item, Reviewer, Rule
 from gateway.core.webhooks import Webhook
 
 
@@ -34,7 +34,8 @@ class MemoryReviews:
     ) -> Item | None:
         """The first in rank."""
         free = [i for i in self.items.values() if takeable(i, by, now, escalated=escalated) and task in (None, i.task)]
-        if not free:
+        mine = [i for i in self.items.values() if i.lease_key == by.key_id and i.lease_until and i.lease_until > now]
+        if not free or len(mine) >= LEASES:
             return None
         first = min(free, key=lambda item: item.rank_at)
         return await self.change(first.id, lambda item: lease(item, by, now, token, lasting))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from msgspec import structs
-from sqlalchemy import ColumnElement, Select, and_, insert, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.adapters.sql.database import Database
@@ -16,7 +16,7 @@ from gateway.adapters.sql.tables import review, review_item, review_text
 from gateway.core.errors import NotFound
 from gateway.core.holds import nearly_same
 from gateway.core.review_rules import hold, lapse, lease, withdraw
-from gateway.core.reviews import CLOCK, LEASE, Change, Item, Reviewer, Rule
+from gateway.core.reviews import CLOCK, LEASE, LEASES, Change, Item, Reviewer, Rule
 
 _item = review_item.c
 
@@ -37,7 +37,8 @@ class SqlReviews:
         escalated: bool = False,
         lasting: timedelta = LEASE,
     ) -> Item | None:
-        """Lease the first in the queue that this reviewer may judge; None where there is none. Raises Unavailable.
+        """Lease the first in the queue that this reviewer may judge; None where there is none, or the reviewer has
+        LEASES already. Raises Unavailable.
 
         Reviewers do not wait for each other: what one is taking, the next one passes by.
         """
@@ -161,7 +162,14 @@ def _takeable(by: Reviewer, now: datetime, escalated: bool) -> Select[tuple[str]
     """Core's `takeable`, asked of rows."""
     lapsed = and_(_item.state == "leased", _item.lease_until <= now)
     free = or_(_item.state == ("escalated" if escalated else "open"), lapsed)
-    return select(_item.id).where(_item.owner_team == by.team, free, _item.escalated.is_(escalated), _not_barred(by))
+    may = (_item.owner_team == by.team, _item.escalated.is_(escalated), _not_barred(by), _has_room(by, now))
+    return select(_item.id).where(free, *may)
+
+
+def _has_room(by: Reviewer, now: datetime) -> ColumnElement[bool]:
+    held = review_item.alias("held").c
+    mine = (held.owner_team == by.team, held.state == "leased", held.lease_key == by.key_id, held.lease_until > now)
+    return select(func.count()).where(*mine).scalar_subquery() < LEASES
 
 
 def _not_barred(by: Reviewer) -> ColumnElement[bool]:

@@ -23,7 +23,7 @@ from gateway.core.inference import Decision
 from gateway.core.review_checks import appeal, mark_gold
 from gateway.core.review_clock import ReviewClock
 from gateway.core.review_ports import Filter
-from gateway.core.reviews import LEASE, Reviewer, state_of
+from gateway.core.reviews import LEASE, LEASES, Reviewer, state_of
 from gateway.core.task import Review
 
 
@@ -63,6 +63,16 @@ async def test_two_reviewers_never_hold_one_item(queue: Queue) -> None:
     taken = [item for item in await asyncio.gather(*(queue.take(by) for by in takers)) if item is not None]
     assert len(taken) == len({item.id for item in taken}) == 6
     assert await queue.take() is None
+
+
+async def test_a_reviewer_has_so_many_items_and_no_more(queue: Queue) -> None:
+    """Whose hands are full gets nothing, others do; a lease that has ended counts no more."""
+    for _ in range(LEASES + 1):
+        await queue.hold()
+    taken = [await queue.take() for _ in range(LEASES + 1)]
+    assert [item is None for item in taken] == [False] * LEASES + [True]
+    assert await queue.take(BEN) is not None
+    assert await queue.take(at=now() + LEASE + timedelta(seconds=1)) is not None
 
 
 async def test_the_queue_follows_the_rank(queue: Queue) -> None:
