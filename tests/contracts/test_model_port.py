@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from gateway.adapters import replicas
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, Runner, StageFailed
+from gateway.local.child import free_port
 
 DOORS = ("tgi", "openai")
 PATIENCE_S = 30.0
@@ -51,9 +51,7 @@ def stage(builder: ChainBuilder, kind: str, tiny_llm_folder: Path) -> Stage:
 
 
 def _closed_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 async def test_what_the_server_counted_is_settled(stage: Stage, server: FaultServer, url: str) -> None:
