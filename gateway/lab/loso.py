@@ -13,7 +13,7 @@ from msgspec import Struct
 from gateway.lab.evaluate import write_json
 from gateway.lab.metrics import Interval, auc
 from gateway.lab.report import table
-from gateway.lab.rows import MARKETPLACE_DEV, OWN_FILES, VIOLATION_SOURCES, LabError, Row, read_public
+from gateway.lab.rows import MARKETPLACE_DEV, OWN_FILES, VIOLATION_SOURCES, LabError, Row, read_public, rows_hash
 from gateway.lab.trainers import Scorer, Trainer
 
 RESULT = "loso.json"
@@ -21,8 +21,9 @@ _ALL = "all"
 
 
 class LeftOut(Struct, frozen=True, kw_only=True):
-    """AUC on a source's test rows: trained with it, and without it."""
+    """AUC on a source's test rows, which have this hash: trained with it, and without it."""
 
+    data_sha256: str
     rows: int
     violations: int
     in_domain: Interval
@@ -47,8 +48,8 @@ def leave_one_out(
 
 def markdown(found: dict[str, LeftOut]) -> list[str]:
     """The report's lines."""
-    head = ["source", "test rows", "violations", "AUC trained with it", "AUC never seen"]
-    rows = [[name, f.rows, f.violations, f.in_domain, f.left_out] for name, f in found.items()]
+    head = ["source", "test rows", "violations", "data", "AUC trained with it", "AUC never seen"]
+    rows = [[name, f.rows, f.violations, f.data_sha256[:12], f.in_domain, f.left_out] for name, f in found.items()]
     return ["# Leave one source out\n", *table(head, rows)]
 
 
@@ -60,6 +61,7 @@ def _left_out(train: Trainer, with_all: Scorer, sources: Path, out: Path, test: 
     without = train(_linked(sources, out / "sources", name), out)
     truth = np.array([row.label == "violation" for row in test])
     found = LeftOut(
+        data_sha256=rows_hash(test),
         rows=len(test),
         violations=int(truth.sum()),
         in_domain=auc(truth, with_all(test)),

@@ -40,7 +40,7 @@ class Prompted(Struct, frozen=True, kw_only=True):
     prompt: str
     labels: dict[str, str]
     threshold: float
-    validation_auc: dict[str, float]
+    validation_auc: dict[str, metrics.Interval]
     validation_rows: int
     validation_sha256: str
 
@@ -61,14 +61,14 @@ def choose(
     """Read the validation rows with every candidate; the best macro mean of AUCs within sources wins."""
     best: tuple[float, str, metrics.Floats] | None = None
     truth = np.array([row.label == loaded.positive for row in rows])
-    found: dict[str, float] = {}
+    found: dict[str, metrics.Interval] = {}
     for name, labels in candidates.items():
         prompt = f"{loaded.task.name}/{name}"
         readings = read_all(_asked(loaded, base, prompt, labels), rows, cache, threads=threads)
         margins = np.array([readings[row_key(row)].margin(loaded.positive) for row in rows])
-        found[prompt] = round(metrics.macro_auc(by_source(rows, truth, margins)).value, 4)
-        if best is None or found[prompt] > best[0]:
-            best = found[prompt], name, margins
+        found[prompt] = metrics.macro_auc(by_source(rows, truth, margins))
+        if best is None or found[prompt].value > best[0]:
+            best = found[prompt].value, name, margins
     assert best is not None, "there are candidates"
     return Prompted(
         prompt=f"{loaded.task.name}/{best[1]}",
