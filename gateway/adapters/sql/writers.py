@@ -1,12 +1,12 @@
 """Two ways to write one batch of ledger rows in one transaction, each on a connection of its own.
 
-Both speak to the driver directly: a batch is one COPY per table on Postgres and one hop to a thread on SQLite, which
-is several times cheaper per row than statements that are built for each batch.
+Both speak to the driver directly: a batch is one statement per table on Postgres and one hop to a thread on SQLite,
+which is several times cheaper per row than statements that are built for each batch.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
@@ -48,6 +48,9 @@ _IF_NEW = {
 # Columns whose value the statement finds by what the row has there.
 _FOUND = {("review", "item_id"): "(SELECT id FROM review_item WHERE join_key = {})"}
 
+_FEW = 4
+"""Rows of one table that are inserted rather than copied."""
+
 # What a value that no column can hold raises before it reaches the server.
 _BROKEN_VALUES = (ValueError, TypeError, AttributeError, OverflowError)
 
@@ -83,7 +86,7 @@ def open_writer(url: str) -> Writer:
 
 
 class PostgresWriter:
-    """Binary COPY through asyncpg."""
+    """Binary COPY through asyncpg, and INSERT for a few rows."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -93,7 +96,7 @@ class PostgresWriter:
         async with self._connected() as connection:
             rows = rows_of(items, _as_is)
             if rows.single_table:
-                # One COPY is a transaction of its own: two round trips less for an intent, or an answer that was kept.
+                # One statement is a transaction of its own: an intent, or a cached answer, saves two round trips.
                 await _copy(connection, rows)
                 return
             async with connection.transaction():
@@ -131,16 +134,22 @@ class PostgresWriter:
 
 async def _copy(connection: Any, rows: Rows) -> None:
     """Intents go first: whoever sweeps them takes the same locks in the same order."""
-    if rows.intent:
-        await connection.copy_records_to_table("intent", records=rows.intent, columns=COLUMNS["intent"])
+    await _add(connection, "intent", rows.intent)
     if rows.settled:
         await connection.execute("DELETE FROM intent WHERE id = ANY($1::uuid[])", rows.settled)
     for table in LEDGER:
+        await _add(connection, table, getattr(rows, table))
+    for table in _IF_NEW:
         if records := getattr(rows, table):
-            await connection.copy_records_to_table(table, records=records, columns=COLUMNS[table])
-    for table, statement in _POSTGRES_INSERTS.items():
-        if records := getattr(rows, table):
-            await connection.executemany(statement, records)
+            await connection.executemany(_POSTGRES_INSERTS[table], records)
+
+
+async def _add(connection: Any, table: str, records: Sequence[tuple[Any, ...]]) -> None:
+    """A COPY waits twice for the server, which costs a lone row more than it saves: a few are inserted in one go."""
+    if len(records) > _FEW:
+        await connection.copy_records_to_table(table, records=records, columns=COLUMNS[table])
+    elif records:
+        await connection.executemany(_POSTGRES_INSERTS[table], records)
 
 
 class SqliteWriter:
@@ -229,4 +238,6 @@ def _as_is(at: datetime) -> datetime:
 
 
 _SQLITE_INSERTS = {table: _insert(table, "?" * len(columns)) for table, columns in COLUMNS.items()}
-_POSTGRES_INSERTS = {table: _insert(table, (f"${i}" for i, _ in enumerate(COLUMNS[table], 1))) for table in _IF_NEW}
+_POSTGRES_INSERTS = {
+    table: _insert(table, (f"${i}" for i, _ in enumerate(columns, 1))) for table, columns in COLUMNS.items()
+}
