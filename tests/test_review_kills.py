@@ -9,7 +9,7 @@ from prove.held import prove_held
 from gateway.adapters.sql.migrate import upgrade
 from gateway.local.valkey import Valkey
 
-KILLS = 4
+KILLS = 3
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 

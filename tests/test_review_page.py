@@ -12,7 +12,7 @@ from stack import MIGRATIONS, Gateway, gateway
 
 from gateway.adapters.sql.access import new_key, opened
 from gateway.adapters.sql.review_book import SqlReviewBook
-from gateway.adapters.sql.tables import review_item
+from gateway.adapters.sql.tables import review_item, webhook_message
 from gateway.adapters.sql.webhooks import SqlWebhooks
 from gateway.core.clock import Clock
 from gateway.core.review_ports import Filter
@@ -58,7 +58,7 @@ FILES = {
     "tasks/posts/off_platform.md": "# Off the platform\n\n**A violation:** asking to pay elsewhere.\n",
     "tasks/posts/spam.md": "# Spam\n\n**A violation:** advertising.\n",
 }
-SETTINGS = {"review_undo_s": "5", "sweep_s": "1", "webhook_retry_s": "0.05"}
+SETTINGS = {"review_undo_s": "300", "sweep_s": "1", "webhook_retry_s": "0.05"}
 
 
 @pytest.mark.timeout(300)
@@ -79,6 +79,8 @@ async def test_three_held_messages_are_decided_by_keyboard(
             page.on("console", lambda message: told.append(message.text))
             await sign_in(page, up.url, key)
             await _decide_all(page)
+            assert receiver.taken == {}
+            await _window_passes(database_url)
             await receiver.complete.wait()
     outcomes = sorted(message["data"]["outcome"] for message in receiver.taken.values())
     assert outcomes == ["block", "block", "deliver"]
@@ -156,6 +158,12 @@ async def _lease_until(url: str) -> str:
     async with opened(url) as database:
         (item,) = await SqlReviewBook(database).listed(Filter(state="leased"))
     return str(item.lease_until)
+
+
+async def _window_passes(url: str) -> None:
+    """As if nobody could undo anything any more."""
+    async with opened(url) as database, database.begin() as connection:
+        await connection.execute(update(webhook_message).values(due_at=Clock(new_id=str).now()))
 
 
 async def _lose_lease(url: str) -> None:
