@@ -5,6 +5,7 @@ behind the positive label's token gives the policy, in the same forward pass.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def input_key(sender_role: str, message: str) -> str:
 
 
 def read_all(asked: Asked, rows: Sequence[Row], folder: Path, *, threads: int = 1) -> dict[str, Reading]:
-    """Readings by `row_key`: those that `folder` has from earlier runs, and new ones, appended as they come."""
+    """Readings by `row_key`: those that `folder` has from earlier runs, and new ones, appended as they come.
+
+    Raises LabError for a model that cannot be loaded, or whose answers are not finite numbers: these are not kept.
+    """
     file = folder / f"{asked.fingerprint()}.jsonl"
     known = {reading.key: reading for reading in _kept(file)}
     missing = list({row_key(row): row for row in rows if row_key(row) not in known}.values())
@@ -125,7 +129,10 @@ def _read(asked: Asked, rows: Sequence[Row], threads: int, dtype: torch.dtype) -
     order = sorted(range(len(rows)), key=lambda i: len(examples[i].prompt))
     chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
     for chunk in track(chunks, f"reading {len(rows)} rows with the LLM", disable=len(chunks) < 2):
-        yield read_examples(model, [examples[i] for i in chunk], [row_key(rows[i]) for i in chunk], tokens)
+        read = read_examples(model, [examples[i] for i in chunk], [row_key(rows[i]) for i in chunk], tokens)
+        if not all(math.isfinite(logprob) for reading in read for logprob in reading.labels.values()):
+            raise LabError(f"{asked.adapter or asked.base}: its answers are not finite numbers: damaged weights")
+        yield read
 
 
 @torch.inference_mode()

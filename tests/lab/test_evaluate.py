@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from gateway.app import Stages
 from gateway.core.cascade import Finding, StageFailed
@@ -186,6 +188,20 @@ def test_an_adapter_of_another_rank_is_named_on_one_line(world: World, tmp_path:
     with pytest.raises(LabError, match=r"size mismatch.*and \d+ more") as refused:
         evaluate(msgspec.structs.replace(world.evaluation(tmp_path / "run"), adapter=adapter, readings=tmp_path / "r"))
     assert "\n" not in str(refused.value)
+
+
+def test_scores_that_are_no_numbers_are_not_kept(world: World, tmp_path: Path) -> None:
+    """An adapter with a NaN among its weights is named, twice in the same words: no reading of it was kept."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(world.base / "adapter", adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()},
+              adapter / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    config = msgspec.structs.replace(world.evaluation(tmp_path / "run"), adapter=adapter, readings=tmp_path / "r")
+    for _ in range(2):
+        with pytest.raises(LabError, match=r"adapter: its answers are not finite numbers"):
+            evaluate(config)
+    assert not list((tmp_path / "r").iterdir())
 
 
 def test_a_broken_adapter_is_named(world: World, tmp_path: Path) -> None:
