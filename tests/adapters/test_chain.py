@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from chain_stage import ITEM, Metered, declared_model, declared_stage, files_for
 from fault_server import FaultServer, rubbish, status
+from langchain_core.tracers.context import collect_runs
 
 from gateway.adapters.chain_builder import ChainBuilder
 from gateway.core.cascade import Finding, StageFailed
@@ -63,6 +64,15 @@ async def test_a_calibration_moves_the_score(
     """The file beside task.toml is applied to the log-odds."""
     (tiny_llm_folder / "calibration.json").write_text(json.dumps({"method": "platt", "a": 0.0, "b": 0.0}))
     assert (await ask(calibration="calibration.json")).score == 0.5
+
+
+async def test_a_tracer_of_the_process_sees_the_chain(ask: Asking) -> None:
+    """With a tracer that was switched on elsewhere, the chain is a run of LangChain's; the finding is the same."""
+    unseen = await ask()
+    with collect_runs() as tracer:
+        assert await ask() == unseen
+    (run,) = tracer.traced_runs
+    assert (run.name, run.outputs) == ("RunnableSequence", {"output": unseen})
 
 
 async def test_many_labels_answer_with_the_likeliest(ask: Asking, server: FaultServer) -> None:
