@@ -90,7 +90,7 @@ async def test_what_hangs_does_not_hold_up_the_end(home: Path, database: str, va
     key = await new_key(database, "shop", frozenset({"invoke"}))
     model.script.append(hang)
     async with serving(model) as llm:
-        with gateway(home, database, valkey, llm, drain_s="1") as up:
+        with gateway(home, database, valkey, llm, drain_s="1", orphan_after_s="1200") as up:
             _, writer = await asyncio.open_connection("127.0.0.1", int(up.url.rsplit(":", 1)[1]))
             writer.write(b"POST /tasks/manners/invoke HTTP/1.1\r\nhost: x\r\n")
             async with up.client(key) as client:

@@ -17,6 +17,7 @@ from gateway.core.flights import LEASE_S
 
 DEADLINE_S, PATIENCE_S = 600, 60.0
 """What the model has; and more than anything takes that waits for less."""
+PATIENT = {"orphan_after_s": str(2 * DEADLINE_S)}
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ async def test_two_processes_share_one_run(home: Path, database: str, valkey: st
     shop = await new_key(database, "shop", frozenset({"invoke"}))
     other = await new_key(database, "other", frozenset({"invoke"}))
     async with counting_model(WORDS) as (model, llm):
-        with gateway(home, database, valkey, llm) as one, gateway(home, database, valkey, llm) as two:
+        served = (home, database, valkey, llm)
+        with gateway(*served, **PATIENT) as one, gateway(*served, **PATIENT) as two:
             async with one.client(shop) as first, two.client(shop) as second, two.client(other) as third:
                 think = asyncio.Event()
                 model.script.append(held_until(think))
@@ -62,7 +64,8 @@ async def test_the_others_run_when_the_one_dies(home: Path, database: str, valke
     """The process that has the run is killed: within the lease of its claim another one runs itself, and answers."""
     shop = await new_key(database, "shop", frozenset({"invoke"}))
     async with counting_model(WORDS) as (model, llm):
-        with gateway(home, database, valkey, llm) as one, gateway(home, database, valkey, llm) as two:
+        served = (home, database, valkey, llm)
+        with gateway(*served, **PATIENT) as one, gateway(*served, **PATIENT) as two:
             async with one.client(shop) as first, two.client(shop) as second:
                 model.script.append(hang)
                 lost = asyncio.create_task(ask(first, message(2)))
