@@ -62,6 +62,7 @@ SETTINGS = {"review_undo_s": "300", "sweep_s": "1", "webhook_retry_s": "0.05"}
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 async def test_three_held_messages_are_decided_by_keyboard(
     tmp_path: Path, database_url: str, valkey: str, chromium: Browser
 ) -> None:
