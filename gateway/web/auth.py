@@ -6,8 +6,9 @@ that time while the key store sees a fraction of the requests. Unknown, wrong, e
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 
-from litestar.handlers import BaseRouteHandler
+from litestar import Request
 from msgspec import Struct
 
 from gateway.core.clock import Clock
@@ -67,7 +68,9 @@ class Keyring:
 
 
 class Doorkeeper:
-    """The guard of every route: who asks, and whether the key has one of the scopes that the route's contract names."""
+    """What every request meets first: who asks, and whether the key has one of the scopes that the route's contract
+    names. A hook before the request and no guard of the framework's, which copies the route for each call of a guard.
+    """
 
     def __init__(
         self, keyring: Keyring, clock: Clock, sampled: Sampler = lambda _, parent: parent is not False
@@ -76,16 +79,17 @@ class Doorkeeper:
         self._throttle = FailureThrottle(clock)
         self._few = asyncio.Semaphore(4)
 
-    async def __call__(self, connection: AnyConnection, route: BaseRouteHandler) -> None:
-        if connection.scope.get("method") == "OPTIONS":
+    async def __call__(self, request: Request[Any, Any, Any]) -> None:
+        """Raises Unauthenticated, Forbidden, MethodNotAllowed, QuotaExceeded and Unavailable."""
+        if request.method == "OPTIONS":
             # The framework would answer it, but the gateway serves no browsers of other origins.
             raise MethodNotAllowed("This page does not answer that method.")
-        exchange = exchange_of(connection, self._clock)
+        exchange = exchange_of(request, self._clock)
         exchange.sampled = self._sampled(exchange.trace_id, exchange.parent_sampled)
-        contract = contract_of(route)
+        contract = contract_of(request.route_handler)
         if contract.public:
             return
-        caller = await self.prove(connection, _key_text(connection))
+        caller = await self.prove(request, _key_text(request))
         if not contract.scopes & caller.scopes:
             needed = " or ".join(sorted(contract.scopes))
             raise Forbidden(f"This key lacks the scope `{needed}`.", needs=sorted(contract.scopes))

@@ -29,7 +29,7 @@ from gateway.web.webhooks import WebhookPages
 
 
 def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHandler] = ()) -> Litestar:
-    """The application, with `more` routes. Raises LookupError where a route carries no contract."""
+    """The application, with `more` routes. Raises LookupError for a route without a contract, or with its own hook."""
     keyring, verbs = Keyring(doors.keys, doors.clock), Verbs(doors, settings)
     routes = [
         *verbs.routes(),
@@ -53,6 +53,8 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
     routes += page.routes()
     for route in routes:
         contract_of(route)
+        if route.before_request is not None:
+            raise LookupError(f"the route {sorted(route.paths)} would put its own hook in the doorkeeper's place")
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -63,7 +65,7 @@ def create_app(doors: Doors, settings: WebSettings, more: Sequence[HTTPRouteHand
 
     return Litestar(
         route_handlers=[*routes, mounted(create_pages(doors, settings, keyring, doorkeeper))],
-        guards=[doorkeeper],
+        before_request=doorkeeper,
         exception_handlers={Exception: Handler(doors.clock, doors.telemetry.problem)},
         lifespan=[lifespan],
         openapi_config=None,

@@ -8,13 +8,13 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from in_memory import Memory
-from litestar import get
+from litestar import Request, get
 from litestar.routes import HTTPRoute
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 from gateway.core import errors
 from gateway.core.keys import SCOPES
-from gateway.web.contract import contract_of
+from gateway.web.contract import contract, contract_of
 from gateway.web.doors import WebSettings
 from gateway.web.problems import TITLES
 from gateway.web.reply import Reply
@@ -63,6 +63,20 @@ def test_a_route_without_a_contract_does_not_start():
 
     with pytest.raises(LookupError, match="/forgotten"):
         create_app(Memory().doors(), WebSettings(), more=[forgotten])
+
+
+def test_a_route_with_a_hook_of_its_own_does_not_start():
+    """The framework would call that hook in the doorkeeper's place, and the route would stand open."""
+
+    async def hook(_: Request) -> None:
+        return
+
+    @get("/open", opt=contract("admin", answer=None), before_request=hook)
+    async def hooked() -> Reply:
+        return Reply(b"", [])
+
+    with pytest.raises(LookupError, match="/open"):
+        create_app(Memory().doors(), WebSettings(), more=[hooked])
 
 
 async def test_every_route_but_the_public_ones_refuses_a_caller_without_a_key(serve):
