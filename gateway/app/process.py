@@ -11,6 +11,7 @@ import structlog
 from litestar import Litestar
 
 from gateway.adapters.alerts import Alerts
+from gateway.adapters.raters import NltkRaters
 from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.redis.desk import RedisDesk
 from gateway.adapters.sql.audit import SqlAudit
@@ -130,6 +131,7 @@ class Process:
             webhooks=SqlWebhooks(self._database),
             quality=SqlQuality(self._database),
             people=SqlOpinions(self._database),
+            raters=NltkRaters(),
             sessions=self._reviewers,
             exposure=self._reviewers,
             clock=self._clock,

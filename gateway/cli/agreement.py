@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @about_task
 def agreement(asked: Asked) -> Said:
     """Kappa and alpha of blind second opinions, accuracy on known items, overturned appeals."""
+    from gateway.adapters.raters import NltkRaters
     from gateway.core.agreement import quality_of
 
     async def run(database: "Database") -> "Opinions":
@@ -24,7 +25,7 @@ def agreement(asked: Asked) -> Said:
 
         return await SqlOpinions(database).opinions(asked.task, asked.start, asked.end)
 
-    found = quality_of(with_database(asked.settings, run))
+    found = quality_of(with_database(asked.settings, run), NltkRaters())
     return Said(found, _tables(found))
 
 

@@ -6,7 +6,7 @@ named or not. 1 is perfect, 0 is what chance gives. Second opinions are asked of
 so they speak of what was judged twice. A third's verdict settles a dispute, and counts for or against the two.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, Protocol
@@ -57,6 +57,16 @@ class PeopleBook(Protocol):
         """
 
 
+class Raters(Protocol):
+    """Agreement of raters beyond chance. Opinions are values; None is where chance alone would have made them agree."""
+
+    def kappa(self, pairs: Sequence[tuple[Value, Value]]) -> float | None:
+        """Cohen's kappa of two raters, over what each said of the same item."""
+
+    def alpha(self, items: Iterable[Sequence[Value]]) -> float | None:
+        """Krippendorff's alpha for nominal values, over what anybody said of each item."""
+
+
 class Pair(Struct, frozen=True, kw_only=True):
     """Two reviewers on one question: `kappa` is None where both always said the same one thing."""
 
@@ -103,51 +113,20 @@ class PeopleQuality(Struct, frozen=True, kw_only=True):
     overturned: Sequence[Overturned]
 
 
-def quality_of(found: Opinions) -> PeopleQuality:
+def quality_of(found: Opinions, raters: Raters) -> PeopleQuality:
     """What the opinions of a period say of those who gave them."""
     twice = _judged_twice(found.said)
     abouts = (OUTCOME, *sorted({name for pair in twice for each in pair for name in each.policies}))
     return PeopleQuality(
-        pairs=[pair for about in abouts for pair in _pairs(about, twice)],
+        pairs=[pair for about in abouts for pair in _pairs(about, twice, raters)],
         alphas=[
-            Alpha(
-                about=about, items=len(twice), alpha=krippendorff_alpha([[_value(about, o) for o in p] for p in twice])
-            )
+            Alpha(about=about, items=len(twice), alpha=raters.alpha([[_value(about, o) for o in p] for p in twice]))
             for about in abouts
             if twice
         ],
         reviewers=_reviewers(found, twice),
         overturned=[*_overturned(found.appeals, "policy"), *_overturned(found.appeals, "stage")],
     )
-
-
-def cohen_kappa(pairs: Sequence[tuple[Value, Value]]) -> float | None:
-    """How much more often two raters agree than their habits alone would make them; None where these say always."""
-    of = len(pairs)
-    left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    by_chance = sum(left[value] * right[value] for value in left) / of**2 if of else 1.0
-    if by_chance == 1:
-        return None
-    return (sum(a == b for a, b in pairs) / of - by_chance) / (1 - by_chance)
-
-
-def krippendorff_alpha(items: Iterable[Sequence[Value]]) -> float | None:
-    """1 less the ratio of observed to expected disagreement, for nominal values; items rated once say nothing.
-
-    By the coincidence matrix of Krippendorff's "Computing Krippendorff's alpha-reliability" (2011). The library of that
-    name is under the GPL, which this project cannot ask its users to take on.
-    """
-    values: Counter[Value] = Counter()
-    apart = 0.0
-    for rated in items:
-        if len(rated) < 2:
-            continue
-        counts = Counter(rated)
-        values.update(counts)
-        apart += sum(n * (len(rated) - n) for n in counts.values()) / (len(rated) - 1)
-    total = sum(values.values())
-    expected = total**2 - sum(n * n for n in values.values())
-    return 1 - (total - 1) * apart / expected if expected else None
 
 
 def _judged_twice(said: Iterable[Opinion]) -> list[tuple[Opinion, Opinion]]:
@@ -160,7 +139,7 @@ def _value(about: str, said: Opinion) -> Value:
     return said.outcome if about == OUTCOME else about in said.policies
 
 
-def _pairs(about: str, twice: Sequence[tuple[Opinion, Opinion]]) -> list[Pair]:
+def _pairs(about: str, twice: Sequence[tuple[Opinion, Opinion]], raters: Raters) -> list[Pair]:
     by_keys: dict[tuple[str, str], list[tuple[Value, Value]]] = defaultdict(list)
     for pair in twice:
         one, other = sorted(pair, key=lambda said: said.key_id)
@@ -171,7 +150,7 @@ def _pairs(about: str, twice: Sequence[tuple[Opinion, Opinion]]) -> list[Pair]:
             keys=keys,
             items=len(rated),
             agreed=_share([a == b for a, b in rated]),
-            kappa=cohen_kappa(rated),
+            kappa=raters.kappa(rated),
         )
         for keys, rated in sorted(by_keys.items())
     ]

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
 
-from gateway.core.agreement import PeopleBook
+from gateway.core.agreement import PeopleBook, Raters
 from gateway.core.audit import AuditLog
 from gateway.core.clock import Clock
 from gateway.core.desk import Desk
@@ -65,6 +65,7 @@ class Doors(Struct, frozen=True, kw_only=True):
     webhooks: Webhooks
     quality: QualityBook
     people: PeopleBook
+    raters: Raters
     sessions: Sessions
     exposure: Exposure
     clock: Clock

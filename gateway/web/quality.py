@@ -92,7 +92,7 @@ class QualityPages:
         exchange = exchange_of(request, self._doors.clock)
         asked = self._asked(request, exchange.caller)
         opinions = await self._doors.people.opinions(asked.task, asked.start, asked.end)
-        people = await asyncio.to_thread(quality_of, opinions)
+        people = await asyncio.to_thread(quality_of, opinions, self._doors.raters)
         return json_reply(AgreementAnswer(asked.task, asked.start, asked.end, people), exchange.headers())
 
     def _asked(self, request: AnyRequest, caller: Caller) -> _Asked:

@@ -1,16 +1,12 @@
 """What opinions say of those who gave them."""
 
-import random
-
 import pytest
-from sklearn.metrics import cohen_kappa_score
 
+from gateway.adapters.raters import NltkRaters
 from gateway.core.agreement import (
     Appealed,
     Opinion,
     Opinions,
-    cohen_kappa,
-    krippendorff_alpha,
     quality_of,
 )
 from gateway.core.reviews import Kind, Outcome
@@ -19,36 +15,6 @@ from gateway.core.reviews import Kind, Outcome
 def said(root: str, kind: Kind, key: str, outcome: Outcome, *policies: str) -> Opinion:
     """An opinion."""
     return Opinion(root, kind, key, outcome, frozenset(policies))
-
-
-def test_kappa_is_that_of_scikit_learn() -> None:
-    """Over random pairs of raters of two and three values; and none where both always say the same."""
-    dice = random.Random(1)
-    for values in ("ab", "abc"):
-        for _ in range(20):
-            pairs = [(dice.choice(values), dice.choice(values)) for _ in range(dice.randint(5, 60))]
-            expected = cohen_kappa_score([a for a, _ in pairs], [b for _, b in pairs])
-            assert cohen_kappa(pairs) == pytest.approx(expected)
-    assert cohen_kappa([("a", "a")] * 5) is None
-    assert cohen_kappa([]) is None
-
-
-def test_alpha_is_that_of_the_published_example() -> None:
-    """Krippendorff 2011, example C: four observers, twelve units, nominal data, alpha 0.743."""
-    rows = (
-        (1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None),
-        (1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3),
-        (None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None),
-        (1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None),
-    )
-    units = [[str(value) for value in unit if value is not None] for unit in zip(*rows, strict=True)]
-    assert krippendorff_alpha(units) == pytest.approx(0.743, abs=0.0005)
-
-
-def test_alpha_of_one_value_alone_is_none() -> None:
-    """Where nobody ever differed there is no disagreement to expect."""
-    assert krippendorff_alpha([["a", "a"], ["a", "a"]]) is None
-    assert krippendorff_alpha([["a"], ["b"]]) is None
 
 
 OPINIONS = Opinions(
@@ -74,17 +40,17 @@ OPINIONS = Opinions(
 
 def test_pairs_agree_on_the_outcome_and_on_each_policy() -> None:
     """Whoever came first, a pair is one; each policy is a question of its own."""
-    pairs = {pair.about: pair for pair in quality_of(OPINIONS).pairs}
+    pairs = {pair.about: pair for pair in quality_of(OPINIONS, NltkRaters()).pairs}
     assert set(pairs) == {"outcome", "abuse", "spam_scam"}
     assert {pair.keys for pair in pairs.values()} == {("ann", "ben")}
     assert (pairs["outcome"].items, pairs["outcome"].agreed.value) == (3, pytest.approx(2 / 3))
     assert pairs["abuse"].agreed.value == pytest.approx(1 / 3)
-    assert {alpha.about: alpha.items for alpha in quality_of(OPINIONS).alphas} == dict.fromkeys(pairs, 3)
+    assert {alpha.about: alpha.items for alpha in quality_of(OPINIONS, NltkRaters()).alphas} == dict.fromkeys(pairs, 3)
 
 
 def test_reviewers_beside_what_is_known_and_the_third() -> None:
     """A gold item's answer and the verdict on a dispute count; items on which nobody differed do not."""
-    reviewers = {each.key_id: each for each in quality_of(OPINIONS).reviewers}
+    reviewers = {each.key_id: each for each in quality_of(OPINIONS, NltkRaters()).reviewers}
     assert {name: (each.gold, each.disputes) for name, each in reviewers.items()} == {"ann": (1, 1), "ben": (1, 1)}
     ann, ben = reviewers["ann"], reviewers["ben"]
     assert ann.right is not None
@@ -95,7 +61,9 @@ def test_reviewers_beside_what_is_known_and_the_third() -> None:
 
 def test_overturn_rates_by_policy_and_stage() -> None:
     """An item of two policies counts for both."""
-    rates = {(each.by, each.name): (each.rate.value, each.appeals) for each in quality_of(OPINIONS).overturned}
+    rates = {
+        (each.by, each.name): (each.rate.value, each.appeals) for each in quality_of(OPINIONS, NltkRaters()).overturned
+    }
     assert rates == {
         ("policy", "abuse"): (0.5, 2), ("policy", "spam_scam"): (1.0, 1), ("policy", "none"): (1.0, 1),
         ("stage", "llm"): (1.0, 1), ("stage", "rules"): (0.0, 1), ("stage", "none"): (1.0, 1),
@@ -104,5 +72,5 @@ def test_overturn_rates_by_policy_and_stage() -> None:
 
 def test_nothing_was_said() -> None:
     """An empty period is empty."""
-    found = quality_of(Opinions([], {}, []))
+    found = quality_of(Opinions([], {}, []), NltkRaters())
     assert [found.pairs, found.alphas, found.reviewers, found.overturned] == [[], [], [], []]

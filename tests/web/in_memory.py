@@ -13,6 +13,7 @@ import uuid_utils
 from memory_reviews import MemoryDesk, MemoryReviews, MemoryWebhooks
 from msgspec.structs import replace
 
+from gateway.adapters.raters import NltkRaters
 from gateway.adapters.schema import Schema
 from gateway.core.agreement import Opinion, Opinions
 from gateway.core.audit import TERMINAL, Act, ActName, Actor
@@ -314,6 +315,7 @@ class Memory:
             webhooks=self.webhooks,
             quality=MemoryQuality(),
             people=MemoryQuality(),
+            raters=NltkRaters(),
             sessions=self.desk,
             exposure=self.desk,
             clock=CLOCK,

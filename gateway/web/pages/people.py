@@ -37,5 +37,5 @@ class PeoplePage:
         for name, task in self._doors.registry().tasks.items():
             if task.declared.owner == exchange.caller.team:
                 opinions = await self._doors.people.opinions(name, now - PERIOD, now)
-                found[name] = await asyncio.to_thread(quality_of, opinions)
+                found[name] = await asyncio.to_thread(quality_of, opinions, self._doors.raters)
         return page("agreement.html", exchange, found=found)

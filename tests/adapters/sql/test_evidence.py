@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 from stories import held, inference, intent, invocation, new_id, now
 
+from gateway.adapters.raters import NltkRaters
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.fingerprints import SqlFingerprints
 from gateway.adapters.sql.ledger import SqlLedger
@@ -142,7 +143,7 @@ async def test_opinions_are_read_with_what_they_are_about(
         ("appeal", "e", "deliver"),
     }  # fmt: skip
     assert [(each.policies, each.overturned) for each in found.appeals] == [(("off_platform",), True)]
-    people = quality_of(found)
+    people = quality_of(found, NltkRaters())
     assert {each.key_id[0]: each.upheld.value for each in people.reviewers if each.upheld} == {"a": 1.0, "b": 0.0}
     assert {pair.about: pair.agreed.value for pair in people.pairs} == {"outcome": 0.0, "abuse": 0.0}
     nothing = await SqlOpinions(database).opinions(TASK, start - timedelta(days=2), start)
