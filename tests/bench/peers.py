@@ -2,7 +2,7 @@
 
 Both are asked over OpenAI's chat API. Ours has its key, the task's quota and budget, the ledger in sync and the task's
 cheap stages before the model; LiteLLM has its master key, alone and with the limits of requests and tokens that its
-router keeps in Redis. It has no ledger here: that needs a database client which downloads itself.
+router keeps in Redis. It has no ledger here: its database client fetches a binary when it is first used.
 """
 
 import json
