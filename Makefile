@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
-.PHONY: help demo dev serve check test contract-llamacpp prove prove-teeth chaos chaos-teeth bench bench-peers audit lock focus-validate lint clean prerequisites
+.PHONY: help demo dev serve check test contract-llamacpp prove prove-reviews prove-teeth chaos chaos-teeth bench bench-peers audit lock focus-validate lint clean prerequisites
 help:            ## What there is to type
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -30,6 +30,9 @@ contract-llamacpp: $(BIN)/.test ## The chat door over llama.cpp's server (LLAMAC
 
 prove: $(BIN)/.test ## Prove the promises about money over real processes (up to 10 minutes)
 	PYTHONPATH=tests $(BIN)/python -m prove
+
+prove-reviews: $(BIN)/.test ## Prove that no held message is lost or settled twice: 5,000 items, 100 deaths (10 to 15 minutes)
+	PYTHONPATH=tests $(BIN)/python -m prove people
 
 prove-teeth: $(BIN)/.test ## Prove that the proofs can fail: every seeded defect must be caught
 	PYTHONPATH=tests $(BIN)/python -m prove teeth
