@@ -48,7 +48,7 @@ class Alerts:
             await asyncio.sleep(pause_s)
             try:
                 answer = await client.post(self._url, content=body, headers={"content-type": "application/json"})
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 fault = type(error).__name__
             else:
                 if answer.is_success:

@@ -71,6 +71,9 @@ class Courier:
         except Unavailable:
             # It is due again when its claim ends.
             log.warning("webhooks_postponed")
+        except Exception:
+            # One message that nobody foresaw may not end the sending of all others.
+            log.exception("webhook_not_tried", team=message.team, id=message.id)
 
     async def _try(self, message: Message, webhook: Webhook | None) -> None:
         if webhook is None:

@@ -57,12 +57,11 @@ class Desk:
         by, token, now = reviewer(caller), secrets.token_urlsafe(24), self._clock.now()
         if escalated and not by.lead:
             raise Forbidden("Escalated items are for leads.", needs=["lead"])
+        # Before anything is chosen: who has enough learns nothing of what would have come.
+        await self._room(by, now)
         item = await self._known(by, token, task, now) if not escalated else None
         item = item or await self._queue.take(by, now, token, task, escalated=escalated, lasting=self._lasting)
-        if item is None:
-            await self._room(by, now)
-            return None
-        return await self._case(item, by)
+        return await self._case(item, by) if item is not None else None
 
     async def take(self, caller: Caller, review_id: str) -> Case:
         """Lease a certain item. Raises NotFound, Conflict, Forbidden, Unavailable."""

@@ -53,7 +53,7 @@ CLOCK = Actor(None, "clock")
 
 class Ruling(Struct, frozen=True, kw_only=True):
     """What a reviewer says. `policies` are those that the item breaks; `reason` is a word, `note` free text, which is
-    kept for leads alone, and no longer than the text.
+    kept for leads alone, and as long as a text is, from when it was written.
     """
 
     outcome: Literal["deliver", "block", "escalate"]

@@ -34,8 +34,8 @@ SECRET = new_secret()
 class Receiver:
     """A service that takes messages, or does not: `answers` says which status each gets."""
 
-    def __init__(self, answers: Callable[[], int], secret: str = SECRET) -> None:
-        self.answers, self.verifier = answers, Verifier(secret)
+    def __init__(self, answers: Callable[[], int], secret: str = SECRET, location: str = "http://127.0.0.1:1/") -> None:
+        self.answers, self.verifier, self.location = answers, Verifier(secret), location
         self.taken: dict[str, Any] = {}
         self.tries = 0
 
@@ -45,7 +45,7 @@ class Receiver:
         body = self.verifier.verify(await request.text(), dict(request.headers))
         if (status := self.answers()) == 200:
             self.taken[request.headers["webhook-id"]] = body
-        return web.Response(status=status, headers={"location": "http://127.0.0.1:1/"})
+        return web.Response(status=status, headers={"location": self.location})
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
@@ -199,13 +199,49 @@ async def test_a_team_without_address_or_secret_is_told_nothing(database: Databa
     await sender.aclose()
 
 
+@pytest.mark.parametrize("bad", ["http://xn--/", "url", "secret", "defect"])
+async def test_what_no_sender_foresees_stops_no_other_message(database: Database, bad: str) -> None:
+    """A redirect to what is no name, an address or a secret that is none, a defect: the message is tried again, and
+    the courier goes on with the others.
+    """
+
+    class Broken(HttpSender):
+        async def send(self, message: Message, webhook: Webhook) -> str | None:
+            if bad == "defect" and message.team == "bad":
+                raise LookupError("nobody thought of it")
+            return await super().send(message, webhook)
+
+    time, sender = Moving(), Broken()
+    outbox = SqlOutbox(database)
+    courier = Courier(outbox, sender, time.clock(), 5.0)
+    await SqlTeams(database).add(Team("bad", now()))
+    good, moved = Receiver(lambda: 200), Receiver(lambda: 302, location=bad)
+    async with good.listening() as url, moved.listening() as elsewhere:
+        secret = "whsec_\ufeff" if bad == "secret" else SECRET
+        await leave(database, 1, time.at, team="bad", secret=secret, url="http://xn--/" if bad == "url" else elsewhere)
+        await leave(database, 1, time.at, url=url)
+        following = asyncio.create_task(courier.follow())
+        async with asyncio.timeout(30):
+            while True:
+                if good.taken and (bad == "defect" or await _tried(outbox)):
+                    break
+                await asyncio.sleep(0.01)
+        assert not following.done()
+        following.cancel()
+    await sender.aclose()
+
+
+async def _tried(outbox: SqlOutbox) -> bool:
+    return any(m.team == "bad" and m.error for m in await outbox.listed(None, 10))
+
+
 def test_another_secret_or_body_does_not_verify() -> None:
     """The signature covers id, time and body."""
     at = now()
     message = Message(
         id=new_id(), team="acme", review_id="r", body="{}", status="pending", attempts=1, due_at=at, created_at=at
     )
-    headers = signed(message, [SECRET], at)
+    headers = signed(message, [Verifier(SECRET)], at)
     Verifier(SECRET).verify("{}", headers)
     for secret, body, changed in (
         (new_secret(), "{}", {}),
@@ -218,7 +254,7 @@ def test_another_secret_or_body_does_not_verify() -> None:
 
 async def test_through_the_overlap_of_two_secrets_either_verifies(database: Database) -> None:
     """A receiver may change its secret at any time of the overlap, and hears every message; after it, the new one
-    alone counts. A former secret that is a reference to nothing any more stops no message.
+    alone counts. A former secret that is a reference to nothing any more, or is none, stops no message.
     """
     sender, time, fresh = HttpSender(), Moving(), new_secret()
     courier, webhooks = Courier(SqlOutbox(database), sender, time.clock(), 5.0), SqlWebhooks(database)
@@ -228,6 +264,7 @@ async def test_through_the_overlap_of_two_secrets_either_verifies(database: Data
         (timedelta(), fresh, SECRET, 1),
         (timedelta(), SECRET, SECRET, 0),
         (timedelta(hours=1), fresh, "env:TASKGATE_NO_SUCH_VARIABLE", 1),
+        (timedelta(hours=1), fresh, "whsec_not\ufeffbase64", 1),
     ):
         receiver = Receiver(lambda: 200, verify_with)
         async with receiver.listening() as url:

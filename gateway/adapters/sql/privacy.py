@@ -4,7 +4,7 @@ import hashlib
 from datetime import datetime
 
 from msgspec import Struct
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 
 from gateway.adapters.sql.audit import note
 from gateway.adapters.sql.database import Database
@@ -39,7 +39,7 @@ async def erase(database: Database, subject_id: str, now: datetime, by: Actor = 
     async with database.begin() as connection:
         gone = delete(review_text).where(review_text.c.subject_id == subject_id).returning(review_text.c.review_id)
         texts = list((await connection.execute(gone)).scalars())
-        judged = select(review.c.item_id).where(review.c.subject_id == subject_id, review.c.item_id.is_not(None))
+        judged = select(func.coalesce(review.c.item_id, review.c.id)).where(review.c.subject_id == subject_id)
         await connection.execute(delete(review_note).where(review_note.c.review_id.in_(judged)))
         sampled = (audit_sample.c.subject_id == subject_id, audit_sample.c.input.is_not(None))
         waits = await connection.execute(update(audit_sample).where(*sampled).values(input=None))

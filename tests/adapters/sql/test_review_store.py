@@ -13,13 +13,14 @@ from stories import inference, invocation, new_id, now
 from gateway.adapters.sql import tables
 from gateway.adapters.sql.audit import SqlAudit
 from gateway.adapters.sql.database import Database
+from gateway.adapters.sql.privacy import erase
 from gateway.adapters.sql.review_sweep import SqlReviewSweep
 from gateway.core import review_rules
 from gateway.core.audit import Actor
 from gateway.core.clock import Clock
 from gateway.core.errors import Conflict, NotFound
 from gateway.core.holds import hold_of
-from gateway.core.inference import Decision
+from gateway.core.inference import Attribution, Decision
 from gateway.core.review_checks import appeal, mark_gold
 from gateway.core.review_clock import ReviewClock
 from gateway.core.review_ports import Filter
@@ -317,6 +318,21 @@ async def test_reviews_of_the_old_code_are_adopted(queue: Queue) -> None:
     await queue.decide(item, ANN, BLOCK)
     (told,) = await queue.told()
     assert told["data"]["runs"][0]["run_id"] == run.id
+
+
+async def test_notes_on_an_adopted_item_are_erased_too(queue: Queue) -> None:
+    """Its question does not name the item, and yet what was written about it is that person's."""
+    await queue.hold(attribution=Attribution(subject_id="person-1"))
+    async with queue.database.begin() as connection:
+        await connection.execute(tables.review_item.delete())
+        await _unlink(connection, queue.database)
+    await queue.sweep.adopt(None)
+    item = await queue.take()
+    assert item is not None
+    await queue.decide(item, ANN, replace(BLOCK, note="my number is 0170"))
+    assert "0170" in repr(await queue.book.history(item.id))
+    await erase(queue.database, "person-1", now())
+    assert "0170" not in repr(await queue.book.history(item.id))
 
 
 async def test_a_turn_of_the_clock_does_all_that_is_due(queue: Queue) -> None:
