@@ -19,6 +19,7 @@ from gateway.core.inference import Attempt, CacheStatus, Decision, Inference, In
 # The time after which the key of a process that died may be used again; more where an answer may take that long.
 LEASE_S = 120.0
 _POLL_S = 0.05
+_RECORDED_S = 15.0
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -83,8 +84,9 @@ async def replay(claims: Claims, invocation: Invocation, clock: Clock, patience_
     takes longer than that; Unavailable.
     """
     give_up_s = clock.monotonic_s() + patience_s
-    # A claim that ended while its run goes on would let a second one begin.
-    lease_s = max(LEASE_S, 2 * patience_s)
+    # A claim that ended while its run goes on would let a second one begin. It counts from when the request came, which
+    # may wait for the first with this key, then for an equal run elsewhere, then run itself, and be recorded.
+    lease_s = max(LEASE_S, 3 * patience_s + _RECORDED_S)
     while (held := await claims.claim(invocation, lease_s)).run_id != invocation.id:
         if held.input_hash != input_hash(invocation):
             raise Conflict("This Idempotency-Key was used with another input.")

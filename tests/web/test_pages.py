@@ -86,7 +86,7 @@ async def test_usage_is_of_the_own_team_unless_for_finance(served):
 @pytest.mark.parametrize(
     "query",
     ["start=yesterday", "end=2026-13-01", "start=2026-01-01T00:00:00", "start=2026-02-01&end=2026-01-01",
-     "start=0001-01-01T00:00:00%2B23:59"],
+     "start=0001-01-01T00:00:00%2B23:59", "start=0001-01-01T00:00:00Z", "end=9999-12-31T23:30:00Z"],
 )  # fmt: skip
 async def test_an_interval_must_make_sense(served, query):
     """A date that is none, an instant without an offset, or an end before the start is invalid_input."""

@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct, structs
-from sqlalchemy import Select, func, insert, select
+from sqlalchemy import Select, case, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -82,14 +82,16 @@ class SqlCorrections:
         rows, off = price_adjustment.c, []
         prices = select(rows.corrects, rows.model, *(rows[name] for name in _PRICES)).order_by(rows.id)
         async with self._database.begin() as connection:
-            # The newest row of a day and model comes last, and stays.
-            last = {(day, model): price for day, model, *price in await connection.execute(prices)}
-            for (day, model), (per_input, per_output, per_hour) in last.items():
+            # The newest row of a day and model comes last, and stays: one of calls, one of hours.
+            last = {
+                (day, model, price[-1] is not None): price for day, model, *price in await connection.execute(prices)
+            }
+            for (day, model, hourly), (per_input, per_output, per_hour) in last.items():
                 price = per_hour if per_hour is not None else _tariff(per_input, per_output)
                 bills = await self._bills(connection, model, day, price)
                 if bills is None:
                     continue
-                adjusted = await _adjusted(connection, model, day)
+                adjusted = await _adjusted(connection, model, day, hourly=hourly)
                 due = {who: bill.due_nano - bill.billed_nano for who, bill in bills.items()}
                 if any(due.get(who, 0) != _so_far(adjusted, who) for who in {*due, *adjusted}):
                     off.append((day, model))
@@ -97,7 +99,11 @@ class SqlCorrections:
 
     async def _find(self, connection: AsyncConnection, correction: AnyCorrection, now: datetime) -> list[Adjustment]:
         price = correction.tariff() if isinstance(correction, Correction) else correction.bill_nano()
-        complete = (await settled_until(connection, now)).astimezone(self._zone).date()
+        settled = await settled_until(connection, now)
+        if isinstance(correction, HourCorrection):
+            # Where days do not begin with an hour of UTC, their last hour is shared out when it is over.
+            settled = settled.replace(minute=0, second=0, microsecond=0)
+        complete = settled.astimezone(self._zone).date()
         if correction.end > complete:
             raise Conflict(f"Days from {complete} on are not over, or calls of them are still under way.")
         found: list[Adjustment] = []
@@ -113,7 +119,7 @@ class SqlCorrections:
         bills = await self._bills(connection, correction.model, day, price)
         if bills is None:
             raise Conflict(f"The calls of {day} are no longer all in the ledger: retention has removed them.")
-        adjusted = await _adjusted(connection, correction.model, day)
+        adjusted = await _adjusted(connection, correction.model, day, hourly=isinstance(price, int))
         return [
             Adjustment(
                 id=self._new_id(),
@@ -187,10 +193,12 @@ async def _complete(connection: AsyncConnection, model: str, day: date, bills: M
     return bool(counted.scalar_one() == sum(bill.count for bill in bills.values()))
 
 
-async def _adjusted(connection: AsyncConnection, model: str, day: date) -> dict[Who, _Adjusted]:
+async def _adjusted(connection: AsyncConnection, model: str, day: date, *, hourly: bool) -> dict[Who, _Adjusted]:
+    """What rows of this kind of price came to; positions are counted over both."""
     rows = price_adjustment.c
     who = [rows[name] for name in _WHO]
-    query = select(*who, total(rows.cost_nano), func.max(rows.position)).group_by(*who)
+    alike = rows.per_hour_nano.is_not(None) if hourly else rows.per_hour_nano.is_(None)
+    query = select(*who, total(case((alike, rows.cost_nano), else_=0)), func.max(rows.position)).group_by(*who)
     found = await connection.execute(query.where(rows.model == model, rows.corrects == day))
     return {tuple(who): _Adjusted(cost_nano, position) for *who, cost_nano, position in found}
 

@@ -93,7 +93,7 @@ def _outputs(task: str, start: Any, end: Any) -> Select[Any]:
     rows = model_call.c
     squares = rows.output_tokens * rows.output_tokens
     sums: list[Any] = [func.count(), *(func.coalesce(total(each), 0) for each in (rows.output_tokens, squares))]
-    here = and_(rows.task == task, rows.started_at >= start, rows.started_at < end)
+    here = and_(rows.task == task, rows.started_at >= start, rows.started_at < end, rows.kind == "invoke")
     return select(*sums).where(here, rows.settled, rows.outcome == "ok")
 
 
