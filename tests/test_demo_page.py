@@ -13,8 +13,8 @@ from browsers import faults, fits_at_400_percent, sign_in
 from playwright.async_api import Browser, Page, expect
 from stack import ROOT
 
-# It loads the real model, which takes a minute on a busy machine: `make prove` sets it.
-pytestmark = pytest.mark.skipif("PROVE_DEMO" not in os.environ, reason="PROVE_DEMO=1, as in `make prove`, runs it")
+# It loads the real model, which takes a minute on a busy machine: `make prove-reviews` sets it.
+pytestmark = pytest.mark.skipif("PROVE_DEMO" not in os.environ, reason="PROVE_DEMO=1, as in `make prove-reviews`, runs it")
 ACTS = (("d", "Delivered."), ("b", "Blocked."), ("b", "Blocked."))
 
 

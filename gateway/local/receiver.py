@@ -15,6 +15,8 @@ _LONGEST = 1_048_576
 @contextmanager
 def receiving(secret: str, console: Console) -> Iterator[str]:
     """The address of a receiver that prints `outcome received`, until the end of the block."""
+    # Outcomes come several at a time, each on its own thread: without it one's line gets lost in another's.
+    speaking = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -26,7 +28,8 @@ def receiving(secret: str, console: Console) -> Iterator[str]:
             else:
                 said = msgspec.json.decode(body)["data"]
                 policies = ", ".join(said["policies"])
-                console.out(f"outcome received: {said['outcome']} {policies} (review {said['review_id']})")
+                with speaking:
+                    console.out(f"outcome received: {said['outcome']} {policies} (review {said['review_id']})")
                 self.send_response(204)
             self.send_header("content-length", "0")
             self.end_headers()
