@@ -14,7 +14,7 @@ from playwright.async_api import Browser, Page, expect
 from stack import ROOT
 
 # It loads the real model, which takes a minute on a busy machine: `make prove-reviews` sets it.
-pytestmark = pytest.mark.skipif("PROVE_DEMO" not in os.environ, reason="PROVE_DEMO=1, as in `make prove-reviews`, runs it")
+pytestmark = pytest.mark.skipif("PROVE_DEMO" not in os.environ, reason="`make prove-reviews` runs it")
 ACTS = (("d", "Delivered."), ("b", "Blocked."), ("b", "Blocked."))
 
 
