@@ -34,13 +34,20 @@ class Printed:
                 return self.lines[-1]
 
 
+def _hear_ctrl_c() -> None:
+    """A shell's background job ignores it, and its children do; a terminal's does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @asynccontextmanager
 async def demo(folder: Path) -> AsyncIterator[Printed]:
     """`gateway demo` as in a terminal, until Ctrl-C."""
     env = {name: text for name, text in os.environ.items() if not name.startswith("GATEWAY_")}
     env |= {"GATEWAY_HOME": str(ROOT), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = (sys.executable, "-m", "gateway", "demo")
-    running = await asyncio.create_subprocess_exec(*command, cwd=folder, env=env, stdout=asyncio.subprocess.PIPE)
+    running = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env=env, stdout=asyncio.subprocess.PIPE, preexec_fn=_hear_ctrl_c
+    )
     try:
         assert running.stdout is not None
         yield Printed(running.stdout)
