@@ -12,7 +12,7 @@ from aiohttp import ClientError, ClientSession, web
 from msgspec import Struct, field
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
-from stack import MIGRATIONS, Gateway
+from stack import Gateway, home_of
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from gateway.adapters.sql.database import Database
@@ -55,15 +55,20 @@ FILES = {
 }
 
 
+SETTINGS = {
+    # Longer than any request takes on a busy machine: what is slow would never be decided.
+    "review_lease_s": "8",
+    "review_undo_s": "0",
+    "sweep_s": "1",
+    "webhook_retry_s": "0.05",
+    "permits": "1024",
+}
+"""Of the gateways that reviewers work on."""
+
+
 def make_home(folder: Path) -> Path:
     """A home with the task `posts`, which no model is asked for."""
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-    (folder / "prompts").mkdir()
-    (folder / "migrations").symlink_to(MIGRATIONS)
-    return folder
+    return home_of(folder, FILES)
 
 
 def messages(held: int) -> list[str]:

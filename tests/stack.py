@@ -78,11 +78,18 @@ FILES = {
 
 def make_home(folder: Path, tokenizer: Path, files: Mapping[str, str] | None = None) -> Path:
     """A home with the task `manners`; `files` add to it or replace its files."""
-    for name, text in {**FILES, **(files or {})}.items():
+    home_of(folder, {**FILES, **(files or {})})
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    return folder
+
+
+def home_of(folder: Path, files: Mapping[str, str]) -> Path:
+    """A home with these files, a folder of prompts and the migrations."""
+    for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "prompts").mkdir(exist_ok=True)
     if not (folder / "migrations").exists():
         (folder / "migrations").symlink_to(MIGRATIONS)
     return folder

@@ -8,7 +8,7 @@ from browsers import faults, fits_at_400_percent, sign_in
 from playwright.async_api import Browser, Page, expect
 from reviewers import CALLER, OWNER, Receiver
 from sqlalchemy import update
-from stack import MIGRATIONS, Gateway, gateway
+from stack import Gateway, gateway, home_of
 
 from gateway.adapters.sql.access import new_key, opened
 from gateway.adapters.sql.review_book import SqlReviewBook
@@ -73,7 +73,7 @@ async def test_three_held_messages_are_decided_by_keyboard(
         caller = await new_key(database_url, CALLER, frozenset({"invoke"}))
         async with opened(database_url) as database:
             await SqlWebhooks(database).put(Webhook(CALLER, hook, secret, Clock(new_id=str).now()))
-        with gateway(_home(tmp_path), database_url, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
+        with gateway(home_of(tmp_path, FILES), database_url, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
             await _hold(up, caller)
             page = await (await chromium.new_context(viewport={"width": 1200, "height": 800})).new_page()
             told: list[str] = []
@@ -101,7 +101,7 @@ async def test_the_page_has_no_fault_that_a_machine_can_find(
     """Names, roles and contrast by WCAG 2.2 AA, light and dark: signing in, blurred, revealed, decided, empty."""
     key = await new_key(database, OWNER, frozenset({"review", "lead"}))
     caller = await new_key(database, CALLER, frozenset({"invoke"}))
-    with gateway(_home(tmp_path), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
+    with gateway(home_of(tmp_path, FILES), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
         await _hold(up, caller, ASKED[:1])
         page = await (await chromium.new_context()).new_page()
         await page.goto(f"{up.url}/desk")
@@ -130,7 +130,7 @@ async def test_an_item_stays_with_whoever_reads_it(
     """
     key = await new_key(database, OWNER, frozenset({"review"}))
     caller = await new_key(database, CALLER, frozenset({"invoke"}))
-    with gateway(_home(tmp_path), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
+    with gateway(home_of(tmp_path, FILES), database, valkey, "http://127.0.0.1:1", **SETTINGS) as up:
         await _hold(up, caller, ASKED[:1])
         page = await (await chromium.new_context()).new_page()
         await page.clock.install()
@@ -218,13 +218,3 @@ async def _hold(up: Gateway, key: str, texts: Sequence[str] = ASKED) -> None:
             given = {"message": text, "sender_role": "customer", "context": [{"message": "I can come on Friday."}]}
             answer = await client.post("/tasks/posts/invoke", json={"input": given})
             assert answer.json()["metadata"]["action"] == "review"
-
-
-def _home(folder: Path) -> Path:
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-    (folder / "prompts").mkdir()
-    (folder / "migrations").symlink_to(MIGRATIONS)
-    return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout
-from reviewers import CALLER, OWNER, Desk, Receiver, books, make_home, messages, review_until_done, send
+from reviewers import CALLER, OWNER, SETTINGS, Desk, Receiver, books, make_home, messages, review_until_done, send
 from stack import Gateway, gateway
 
 from gateway.adapters.sql.access import new_key
@@ -19,14 +19,6 @@ from gateway.core.webhooks import Webhook, new_secret
 # `make prove` sets 5000.
 ITEMS = int(os.environ.get("PROVE_REVIEWS", "200"))
 REVIEWERS = 50
-SETTINGS = {
-    # Longer than any request takes on a busy machine: what is slow would never be decided.
-    "review_lease_s": "8",
-    "review_undo_s": "0",
-    "sweep_s": "1",
-    "webhook_retry_s": "0.05",
-    "permits": "1024",
-}
 
 
 @pytest.mark.timeout(max(300, ITEMS // 4))

@@ -12,14 +12,14 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 import structlog
+from msgspec.structs import replace
 
 from gateway.core import cascade
-from gateway.core.cache import canonical_json
 from gateway.core.cascade import Step
 from gateway.core.clock import Clock
 from gateway.core.errors import GatewayError
-from gateway.core.examples import Book
-from gateway.core.inference import Answer, Caller, Inference, Invocation
+from gateway.core.examples import Book, canary
+from gateway.core.inference import Answer, Caller, Inference
 from gateway.core.loaded import LoadedModel, LoadedTask
 from gateway.core.meter import Meter, Reservations
 from gateway.core.registry import Registry
@@ -101,20 +101,8 @@ class Canaries:
 
     async def _asked(self, task: LoadedTask, step: Step, model: LoadedModel, url: str, example: Example) -> str | None:
         """What is wrong with the answer; empty for a right one, None where there is none."""
-        id_ = self._clock.new_id()
-        asked = Invocation(
-            id=id_,
-            task=task.name,
-            fingerprint=task.fingerprint,
-            caller=PLATFORM,
-            owner_team=task.declared.owner,
-            payer_team=PLATFORM.team,
-            input=example.input,
-            canonical=canonical_json(example.input),
-            received_at=self._clock.now(),
-            kind="canary",
-            trace_id=trace_of(id_),
-        )
+        asked = canary(task, example, PLATFORM, self._clock)
+        asked = replace(asked, trace_id=trace_of(asked.id))
         meter = Meter(asked, (), self._reservations, self._ledger, self._clock, self._zone)
         start_s = self._clock.monotonic_s()
         with self._servers.only(model, url):

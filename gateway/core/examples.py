@@ -84,19 +84,24 @@ async def run_examples(task: LoadedTask, clock: Clock, book: Book) -> ExamplesRu
     return ExamplesRun(len(runs) - len(wrong), tuple(wrong), floor, len(calls), usage)
 
 
-async def _run(task: LoadedTask, example: Example, clock: Clock, book: Book) -> Inference:
-    asked = Invocation(
+def canary(task: LoadedTask, example: Example, caller: Caller, clock: Clock) -> Invocation:
+    """The question that an example asks. The caller's team, the platform, pays."""
+    return Invocation(
         id=clock.new_id(),
         task=task.name,
         fingerprint=task.fingerprint,
-        caller=PLATFORM,
+        caller=caller,
         owner_team=task.declared.owner,
-        payer_team=PLATFORM.team,
+        payer_team=caller.team,
         input=example.input,
         canonical=canonical_json(example.input),
         received_at=clock.now(),
         kind="canary",
     )
+
+
+async def _run(task: LoadedTask, example: Example, clock: Clock, book: Book) -> Inference:
+    asked = canary(task, example, PLATFORM, clock)
     start_s = clock.monotonic_s()
     meter = Meter(asked, (), _NoBudget(), book, clock, ZoneInfo("UTC"))
     outcome = await cascade.run(task.declared, task.steps, example.input, meter, clock)

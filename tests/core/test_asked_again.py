@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.adapters.sql.claims import SqlClaims
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import open_ledger
@@ -37,16 +37,6 @@ class Moody(Echo):
         if item["message"] == "break":
             raise StageFailed("stage_error")
         return found
-
-
-@pytest.fixture(scope="module")
-async def stores(valkey: str) -> AsyncIterator[list[RedisStore]]:
-    """Two processes' ways to one store."""
-    alike = RedisSettings(url=valkey, prefix=f"{uuid4().hex}:")
-    both = [RedisStore(alike), RedisStore(alike)]
-    yield both
-    for store in both:
-        await store.close()
 
 
 @pytest.fixture

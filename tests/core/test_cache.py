@@ -1,6 +1,5 @@
 """What is kept and shared: properties over the real engine and store, and over everything that shapes an answer."""
 
-from collections.abc import AsyncIterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.core.cache import cache_key
 from gateway.core.fingerprint import fingerprint
 from gateway.core.prompts import Prompt
@@ -21,16 +20,6 @@ from gateway.core.task import Cache, ChainStage, CnnStage, Model, Policy, Price,
 
 TEAMS = st.sampled_from(["red", "blue"])
 WORDS = st.sampled_from(["hello", "Hello", "hello "])
-
-
-@pytest.fixture(scope="module")
-async def stores(valkey: str) -> AsyncIterator[list[RedisStore]]:
-    """Two processes' ways to one store."""
-    alike = RedisSettings(url=valkey, prefix=f"{uuid4().hex}:")
-    both = [RedisStore(alike), RedisStore(alike)]
-    yield both
-    for store in both:
-        await store.close()
 
 
 @settings(max_examples=40, deadline=None)

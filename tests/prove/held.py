@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout
 from msgspec import Struct, field
 from postgres import restart
-from reviewers import CALLER, OWNER, Desk, Receiver, make_home, review_until_done
+from reviewers import CALLER, OWNER, SETTINGS, Desk, Receiver, make_home, review_until_done
 from sqlalchemy import func, select, update
 from stack import Gateway, gateway
 
@@ -33,14 +33,6 @@ from prove.world import Check, kill
 DEATHS = ("gateway", "valkey", "valkey", "postgres")
 WORDS = ("thanks", "silly", "silly", "awful")
 CALLERS, REVIEWERS, AT_ONCE = 3, 8, 10
-SETTINGS = {
-    # Longer than any request takes on a busy machine: what is slow would never be decided.
-    "review_lease_s": "8",
-    "review_undo_s": "0",
-    "sweep_s": "1",
-    "webhook_retry_s": "0.05",
-    "permits": "1024",
-}
 NAME = "8 held messages"
 _run, _item, _event, _message = inference.c, review_item.c, review_event.c, webhook_message.c
 

@@ -121,14 +121,10 @@ def create() -> Litestar:
 
 def main() -> None:
     """Serve it as `gateway serve` does."""
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
+    from gateway import settings
+    from gateway.app import serve
 
-    port = int(os.environ["GATEWAY_PORT"])
-    Granian(
-        "prove.serve:create", address="127.0.0.1", port=port, interface=Interfaces.ASGI, loop=Loops.uvloop,
-        factory=True, websockets=False, log_access=False, backpressure=4096,
-    ).serve()  # fmt: skip
+    serve(settings.read(os.environ), "prove.serve:create")
 
 
 if __name__ == "__main__":
