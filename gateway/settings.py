@@ -33,6 +33,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`postgresql://…` or `sqlite:///file`. Empty: a SQLite file in `state_dir`."""
     redis_url: str = ""
     """`redis://`, `rediss://` or `unix://`. Required by `gateway serve`."""
+    redis_timeout_s: Seconds = 0.5
+    """How long connecting to the store may take, and each exchange with it; what takes longer has failed."""
     state_dir: str = ".gateway"
     """Where the embedded default keeps its files."""
     cache_dir: str = "~/.cache/taskgate"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from corner import PATIENT_S
 from msgspec import Struct
 
 from gateway.adapters.sql.access import new_key
@@ -114,6 +115,7 @@ def gateway(home: Path, database: str, redis: str, llm: str, **settings: str) ->
         "GATEWAY_HOME": str(home),
         "GATEWAY_DATABASE_URL": database,
         "GATEWAY_REDIS_URL": redis,
+        "GATEWAY_REDIS_TIMEOUT_S": str(PATIENT_S),
         "GATEWAY_PORT": str(port),
         "GATEWAY_LEAVE_S": "0",
         "LLM_URL": llm,

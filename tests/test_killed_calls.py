@@ -11,9 +11,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from budgets import ledger_state
+from corner import corner
 from stories import intent, invocation, new_id
 
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import open_ledger
 from gateway.adapters.sql.sweep import Sweeper
@@ -38,7 +39,8 @@ from zoneinfo import ZoneInfo
 from in_memory import CLOCK, moderation
 from msgspec.structs import replace
 from stories import invocation
-from gateway.adapters.redis import RedisSettings, RedisStore
+from corner import corner
+from gateway.adapters.redis import RedisStore
 from gateway.adapters.sql.ledger import SqlLedger
 from gateway.adapters.sql.writers import open_writer
 from gateway.core.cascade import Finding, Step
@@ -80,7 +82,7 @@ async def main():
     task = moderation()
     limit = Limit("cost", 1000, "month", ("task",))
     task = replace(task, steps=(Step(task.steps[0].stage, Caller()),), limits=(limit,))
-    store = RedisStore(RedisSettings(url=redis, prefix=prefix))
+    store = RedisStore(corner(redis, prefix))
     with suppress(Unavailable):
         await Engine(store, Ledger(open_writer(url)), CLOCK, ZoneInfo("UTC"), 8).invoke(task, invocation())
     die_at("with a record refused")
@@ -99,7 +101,7 @@ def prefix() -> str:
 @pytest.fixture
 async def store(valkey: str, prefix: str) -> AsyncIterator[RedisStore]:
     """The store of a process that lives on."""
-    store = RedisStore(RedisSettings(url=valkey, prefix=prefix))
+    store = RedisStore(corner(valkey, prefix))
     yield store
     await store.close()
 

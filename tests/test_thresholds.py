@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 import pytest_asyncio
 from charges import held, rate, settled, window
+from corner import corner
 from fault_server import FaultServer, Seen, serving, status
 from msgspec.structs import replace
 from stories import intent, invocation
@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from tokenizers import Tokenizer, models
 
 from gateway.adapters.alerts import Alerts
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.core.errors import BudgetExceeded
 from gateway.core.inference import Usage
 from gateway.core.quotas import Charge, Limit, Standing, for_model_call
@@ -36,7 +36,7 @@ def told() -> list[Standing]:
 @pytest_asyncio.fixture
 async def stores(valkey: str, told: list[Standing]) -> AsyncIterator[Stores]:
     """Two replicas on one server."""
-    settings = RedisSettings(url=valkey, prefix=f"{uuid4().hex}:")
+    settings = corner(valkey)
     first, second = (RedisStore(settings, on_near=told.append) for _ in range(2))
     yield first, second
     await first.close()

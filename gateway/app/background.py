@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from gateway.adapters.alerts import Alerts
-from gateway.adapters.redis import RedisStore
+from gateway.adapters.redis import RedisSettings, RedisStore
 from gateway.adapters.redis.peers import Peers
 from gateway.adapters.sql.books import SqlBooks
 from gateway.adapters.sql.claims import SqlClaims
@@ -54,6 +54,7 @@ class Ground(Struct, frozen=True):
     registry: Callable[[], Registry]
     stages: Stages
     database: Database
+    shared: RedisSettings
     store: RedisStore
     ledger: SqlLedger
     watch: "Watch"
@@ -71,9 +72,7 @@ class Background:
         self.canaries = Canaries(
             registry, models, ground.store, ground.ledger, clock, settings.zone, settings.canary_s, observers
         )
-        self.peers = Peers(
-            settings.redis_url, lambda: {name: task.fingerprint for name, task in registry().every.items()}
-        )
+        self.peers = Peers(ground.shared, lambda: {name: task.fingerprint for name, task in registry().every.items()})
         self._auditor = Auditor(
             SqlSamples(database),
             registry,

@@ -1,9 +1,9 @@
 """Sessions and exposure counters on a real Valkey."""
 
 from datetime import date, timedelta
-from uuid import uuid4
 
 import pytest
+from corner import corner
 
 from gateway.adapters.redis import RedisSettings
 from gateway.adapters.redis.desk import RedisDesk
@@ -15,7 +15,7 @@ TODAY = date(2026, 3, 1)
 
 async def test_a_session_is_known_to_every_process_until_it_is_closed(valkey: str) -> None:
     """What one opens another finds, and an end is an end for both."""
-    settings = RedisSettings(url=valkey, prefix=f"{uuid4().hex}:")
+    settings = corner(valkey)
     one, other = RedisDesk(settings), RedisDesk(settings)
     await one.open("name", "key", timedelta(hours=1))
     assert (await other.key_id("name"), await other.key_id("else")) == ("key", None)
@@ -27,7 +27,7 @@ async def test_a_session_is_known_to_every_process_until_it_is_closed(valkey: st
 
 async def test_a_session_ends_by_itself(valkey: str) -> None:
     """The store forgets it: nobody has to sweep."""
-    desk = RedisDesk(RedisSettings(url=valkey, prefix=f"{uuid4().hex}:"))
+    desk = RedisDesk(corner(valkey))
     await desk.open("name", "key", timedelta(seconds=1))
     while await desk.key_id("name") is not None:
         pass
@@ -36,7 +36,7 @@ async def test_a_session_ends_by_itself(valkey: str) -> None:
 
 async def test_exposure_counts_an_item_once_a_day_and_apart_by_severity(valkey: str) -> None:
     """Revealing the same text twice is one exposure; yesterday's and other reviewers' are not today's."""
-    desk = RedisDesk(RedisSettings(url=valkey, prefix=f"{uuid4().hex}:"))
+    desk = RedisDesk(corner(valkey))
     for severity, review_id in ((2, "a"), (2, "a"), (2, "b"), (3, "c")):
         await desk.add("key", TODAY, severity, review_id)
     await desk.add("key", TODAY - timedelta(days=1), 3, "d")

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from charges import rate, settled, window
+from corner import corner
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,7 +19,7 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.core.errors import BudgetExceeded
 from gateway.core.quotas import Charge
 
@@ -38,7 +39,7 @@ class Budgets(RuleBasedStateMachine):
         super().__init__()
         self.prefix = f"{uuid4().hex}:"
         self.loop = asyncio.Runner()
-        self.stores = [RedisStore(RedisSettings(url=self.url, prefix=self.prefix)) for _ in range(2)]
+        self.stores = [RedisStore(corner(self.url, self.prefix)) for _ in range(2)]
         self.server = Redis.from_url(self.url, decode_responses=True)
         self.limits = {"window": 100, "rate": 100, "cost": 300}
         self.window = 0

@@ -5,11 +5,11 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from charges import held, rate, settled, window
+from corner import corner
 from redis import Redis
 
 from gateway.adapters.redis import RedisSettings, RedisStore, StoreHealth
@@ -22,7 +22,7 @@ MINUTE_US = 60_000_000
 @pytest.fixture
 def settings(valkey: str) -> RedisSettings:
     """A corner of the shared server for one test."""
-    return RedisSettings(url=valkey, prefix=f"{uuid4().hex}:")
+    return corner(valkey)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def mortal() -> Iterator[Valkey]:
 @pytest_asyncio.fixture
 async def frail(mortal: Valkey) -> AsyncIterator[RedisStore]:
     """A store on a server that may die; its breaker never rests, so that no test has to wait."""
-    store = RedisStore(RedisSettings(url=mortal.url, read_timeout_s=1.0, rest_s=0.0))
+    store = RedisStore(RedisSettings(url=mortal.url, timeout_s=1.0, rest_s=0.0))
     yield store
     await store.close()
 
@@ -255,7 +255,7 @@ async def test_a_store_that_stalls_is_given_up_in_time(mortal: Valkey, frail: Re
 
 async def test_the_breaker_answers_for_a_dead_store(mortal: Valkey) -> None:
     """After three failures in a row nothing is sent for a while, and what waits is answered at once."""
-    store = RedisStore(RedisSettings(url=mortal.url, read_timeout_s=0.5, rest_s=600.0))
+    store = RedisStore(RedisSettings(url=mortal.url, timeout_s=0.5, rest_s=600.0))
     await store.ping()
     os.kill(mortal.pid, signal.SIGSTOP)
     for _ in range(3):

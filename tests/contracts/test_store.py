@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from charges import held, rate, settled, window
+from corner import corner
 
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.core.engine import Store
 from gateway.core.errors import BudgetExceeded, QuotaExceeded
 
@@ -16,7 +16,7 @@ from gateway.core.errors import BudgetExceeded, QuotaExceeded
 @pytest_asyncio.fixture
 async def stores(valkey: str) -> AsyncIterator[tuple[Store, Store]]:
     """The stores of two gateway processes that share one server."""
-    settings = RedisSettings(url=valkey, prefix=f"{uuid4().hex}:")
+    settings = corner(valkey)
     first, second = RedisStore(settings), RedisStore(settings)
     yield first, second
     await first.close()

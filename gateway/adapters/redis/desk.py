@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 
 from gateway.adapters.redis.line import Line
-from gateway.adapters.redis.store import RedisSettings
+from gateway.adapters.redis.settings import RedisSettings
 
 SEVERITIES = (1, 2, 3)
 # Longer than any day is anywhere.
@@ -19,14 +19,7 @@ class RedisDesk:
 
     def __init__(self, settings: RedisSettings) -> None:
         self._prefix = settings.prefix
-        self._line = Line(
-            settings.url,
-            (),
-            connect_timeout_s=settings.connect_timeout_s,
-            read_timeout_s=settings.read_timeout_s,
-            failures=settings.failures,
-            rest_s=settings.rest_s,
-        )
+        self._line = Line(settings)
 
     async def open(self, name: str, key_id: str, lasting: timedelta) -> None:
         """Raises Unavailable."""

@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from gateway.adapters.redis.settings import RedisSettings
 from gateway.core.errors import Unavailable
 
 log = structlog.get_logger()
@@ -47,30 +48,20 @@ class Script:
 
 
 class Line:
-    """Sends commands of one event loop.
+    """Sends commands of one event loop, within the time limits and with the breaker of its settings."""
 
-    `url` is that of the client library (`redis://`, `rediss://`, `unix://`). After `failures` failed exchanges in a row
-    the breaker answers for `rest_s`; then the next request tries the line.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        scripts: Sequence[Script],
-        *,
-        connect_timeout_s: float,
-        read_timeout_s: float,
-        failures: int,
-        rest_s: float,
-    ) -> None:
+    def __init__(self, settings: RedisSettings, scripts: Sequence[Script] = ()) -> None:
         # protocol 2: replies only, no pushes. Retries and time limits are the line's own.
         pool = ConnectionPool.from_url(
-            url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None, socket_connect_timeout=connect_timeout_s
+            settings.url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,
+            socket_connect_timeout=settings.timeout_s,
         )
         self._connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         self._scripts = scripts
-        self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
-        self._failures_allowed, self._rest_s = failures, rest_s
+        self._timeout_s, self._failures_allowed, self._rest_s = settings.timeout_s, settings.failures, settings.rest_s
         self._failures, self._rests_until_s = 0, 0.0
         self._waiting: list[_Waiting] = []
         self._sender: asyncio.Task[None] | None = None
@@ -128,9 +119,9 @@ class Line:
         if not self._connection.is_connected or await self._connection.can_read():
             # Unasked data on an idle line is the end of the file: the server has gone, and nothing was sent yet.
             await self._connection.disconnect(nowait=True)
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 await self._connect()
-        async with asyncio.timeout(self._read_timeout_s):
+        async with asyncio.timeout(self._timeout_s):
             replies = await self._talk(commands)
             if any(isinstance(reply, NoScriptError) for reply in replies):
                 replies = await self._again(commands, replies)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.adapters.redis.line import Line
+from gateway.adapters.redis.settings import RedisSettings
 from gateway.core.errors import Unavailable
 
 TELL_S = 1.0
@@ -30,9 +31,9 @@ class Peers:
     when it is empty again. Times are the store's own, so that clocks of machines do not matter.
     """
 
-    def __init__(self, url: str, serving: Callable[[], Mapping[str, str]], prefix: str = "tg:") -> None:
-        self._line = Line(url, (), connect_timeout_s=0.25, read_timeout_s=0.5, failures=3, rest_s=1.0)
-        self._serving, self._key, self._name = serving, f"{prefix}serving", uuid.uuid4().hex
+    def __init__(self, settings: RedisSettings, serving: Callable[[], Mapping[str, str]]) -> None:
+        self._line = Line(settings)
+        self._serving, self._key, self._name = serving, f"{settings.prefix}serving", uuid.uuid4().hex
         self.differing: tuple[str, ...] = ()
 
     async def follow(self) -> None:

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from gateway.adapters.redis.alone import OwnMemory
 from gateway.adapters.redis.line import Command, Line, Reply, Script
+from gateway.adapters.redis.settings import RedisSettings
 from gateway.core.engine import Admission
 from gateway.core.errors import BudgetExceeded, QuotaExceeded, Unavailable
 from gateway.core.flights import LEASE_S, Looked
@@ -30,21 +31,6 @@ _REBUILD_LOCK_MS = 30_000
 _REBUILD_POLL_S = 0.05
 # A reservation that meets this many restarts of the store in a row gives up.
 _RESTARTS = 3
-
-
-class RedisSettings(Struct, frozen=True, kw_only=True):
-    """`lease_s` must exceed the longest inference: what is held longer counts as left behind by a process that died."""
-
-    url: str
-    prefix: str = "tg:"
-    connect_timeout_s: float = 0.25
-    read_timeout_s: float = 0.5
-    failures: int = 3
-    rest_s: float = 1.0
-    lease_s: int = 300
-    beat_s: float = 5.0
-    rebuild_wait_s: float = 5.0
-    """How long a reservation waits while the budgets are rebuilt."""
 
 
 class OpenReservation(Struct, frozen=True):
@@ -82,14 +68,8 @@ class RedisStore:
         self._take, self._settle = Script("take.v2"), Script("settle.v1")
         self._rebuild, self._beat = Script("rebuild.v1"), Script("beat.v1")
         self._look, self._claim = Script("look.v1"), Script("claim.v1")
-        self._line = Line(
-            settings.url,
-            (self._take, self._settle, self._rebuild, self._beat, self._look, self._claim),
-            connect_timeout_s=settings.connect_timeout_s,
-            read_timeout_s=settings.read_timeout_s,
-            failures=settings.failures,
-            rest_s=settings.rest_s,
-        )
+        scripts = (self._take, self._settle, self._rebuild, self._beat, self._look, self._claim)
+        self._line = Line(settings, scripts)
         self._alone, self._degraded = OwnMemory(), False
         self._replica, self._replicas = uuid.uuid4().hex, 1
         self._beating: asyncio.Task[None] | None = None

@@ -8,12 +8,13 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from corner import corner
 from engines import CLOCK, echoing
 from msgspec.structs import replace
 from sqlalchemy import select
 from stories import inference, invocation
 
-from gateway.adapters.redis import RedisSettings, RedisStore
+from gateway.adapters.redis import RedisStore
 from gateway.adapters.sql import tables
 from gateway.adapters.sql.database import Database
 from gateway.adapters.sql.ledger import SqlLedger
@@ -78,7 +79,7 @@ def sampled(message: str = "hello", asks: Any = "llm", **changed: Any) -> Infere
 @pytest.fixture
 async def store(valkey: str) -> AsyncIterator[RedisStore]:
     """The real counters."""
-    store = RedisStore(RedisSettings(url=valkey, prefix=CLOCK.new_id()))
+    store = RedisStore(corner(valkey))
     await store.start()
     yield store
     await store.close()
