@@ -64,7 +64,7 @@ async def limit_team(gateways: Sequence[Gateway], admin: str, team: str, *limits
 
 async def _shows(at: Gateway, admin: str, limit: object) -> None:
     """The admin key is of the limited team, so its own requests show the marker."""
-    async with asyncio.timeout(10), at.client(admin) as client:
+    async with asyncio.timeout(60), at.client(admin) as client:
         while (await ask(client, "Thank you"))[0].headers.get("x-ratelimit-limit-requests") != str(limit):
             pass
 

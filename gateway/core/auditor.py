@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from gateway.core import cascade
 from gateway.core.cache import canonical_json
-from gateway.core.cascade import Outcome
 from gateway.core.clock import Clock
 from gateway.core.errors import QuotaExceeded, Unavailable
 from gateway.core.holds import policies_of
@@ -166,19 +165,10 @@ class Auditor:
     async def _ask(self, drawn: Drawn, task: LoadedTask) -> Done:
         """The task's LLM stages alone, as an inference of its own that the owner pays."""
         asked = self._invocation(drawn, task)
-        start_s = self._clock.monotonic_s()
         meter = Meter(asked, (), self._budget, self._ledger, self._clock, self._zone)
         steps = [step for step in task.steps if isinstance(step.stage, ChainStage)]
-        outcome = await cascade.run(task.declared, steps, asked.input, meter, self._clock)
-        inference = Inference(
-            invocation=asked,
-            decision=outcome.decision,
-            attempts=outcome.attempts,
-            cache="off",
-            duration_ms=self._clock.since_ms(start_s),
-            upstream_ms=sum(call.duration_ms for attempt in outcome.attempts for call in attempt.calls),
-        )
-        return Done(inference, _verdict(outcome, task.declared.positive))
+        inference = await cascade.run_unasked(task.declared, steps, asked, meter, self._clock)
+        return Done(inference, _verdict(inference, task.declared.positive))
 
     def _invocation(self, drawn: Drawn, task: LoadedTask) -> Invocation:
         owner, item, id_ = task.declared.owner, drawn.input or {}, self._clock.new_id()
@@ -239,8 +229,8 @@ class Auditor:
         self._count(drawn.task, f"dropped_{reason}")
 
 
-def _verdict(outcome: Outcome, positive: str | None) -> Verdict:
-    last = outcome.attempts[-1]
+def _verdict(judged: Inference, positive: str | None) -> Verdict:
+    last = judged.attempts[-1]
     if last.outcome == "decided":
         return "flagged" if last.label == positive else "cleared"
     # Between the thresholds it did look, and did not clear.

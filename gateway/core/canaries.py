@@ -19,7 +19,7 @@ from gateway.core.cascade import Step
 from gateway.core.clock import Clock
 from gateway.core.errors import GatewayError
 from gateway.core.examples import Book, canary
-from gateway.core.inference import Answer, Caller, Inference
+from gateway.core.inference import Answer, Caller
 from gateway.core.loaded import LoadedModel, LoadedTask
 from gateway.core.meter import Meter, Reservations
 from gateway.core.registry import Registry
@@ -104,19 +104,11 @@ class Canaries:
         asked = canary(task, example, PLATFORM, self._clock)
         asked = replace(asked, trace_id=trace_of(asked.id))
         meter = Meter(asked, (), self._reservations, self._ledger, self._clock, self._zone)
-        start_s = self._clock.monotonic_s()
         with self._servers.only(model, url):
-            outcome = await cascade.run(task.declared, (step,), example.input, meter, self._clock)
-        inference = Inference(
-            invocation=asked,
-            decision=outcome.decision,
-            attempts=outcome.attempts,
-            cache="off",
-            duration_ms=self._clock.since_ms(start_s),
-        )
+            inference = await cascade.run_unasked(task.declared, (step,), asked, meter, self._clock)
         await self._ledger.record(inference)
         self._observer.answered(task, Answer(inference))
-        (attempt,) = outcome.attempts
+        (attempt,) = inference.attempts
         if attempt.outcome == "decided":
             return "" if attempt.label == example.label else f"{attempt.label}, not {example.label}"
         return f"{attempt.reason}, not {example.label}" if attempt.reason in _WRONG else None

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from gateway.core.clock import Clock
 from gateway.core.errors import BudgetExceeded, Unavailable
-from gateway.core.inference import Attempt, Decision
+from gateway.core.inference import Attempt, Decision, Inference, Invocation
 from gateway.core.meter import Meter
 from gateway.core.task import ChainStage, RulesStage, Stage, Task
 
@@ -83,6 +83,22 @@ async def run(task: Task, steps: Sequence[Step], item: Mapping[str, Any], meter:
         if attempt.outcome == "decided":
             return Outcome(tuple(attempts), _accepted(task, attempt, finding))
     return Outcome(tuple(attempts), _undecided(task, attempts))
+
+
+async def run_unasked(
+    task: Task, steps: Sequence[Step], invocation: Invocation, meter: Meter, clock: Clock
+) -> Inference:
+    """Run the stages for ourselves: no caller waits, and the answer is neither looked up nor kept."""
+    start_s = clock.monotonic_s()
+    outcome = await run(task, steps, invocation.input, meter, clock)
+    return Inference(
+        invocation=invocation,
+        decision=outcome.decision,
+        attempts=outcome.attempts,
+        cache="off",
+        duration_ms=clock.since_ms(start_s),
+        upstream_ms=sum(call.duration_ms for attempt in outcome.attempts for call in attempt.calls),
+    )
 
 
 def judge(task: Task, stage: Stage, finding: Finding) -> Verdict:

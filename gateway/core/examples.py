@@ -102,16 +102,8 @@ def canary(task: LoadedTask, example: Example, caller: Caller, clock: Clock) -> 
 
 async def _run(task: LoadedTask, example: Example, clock: Clock, book: Book) -> Inference:
     asked = canary(task, example, PLATFORM, clock)
-    start_s = clock.monotonic_s()
     meter = Meter(asked, (), _NoBudget(), book, clock, ZoneInfo("UTC"))
-    outcome = await cascade.run(task.declared, task.steps, example.input, meter, clock)
-    done = Inference(
-        invocation=asked,
-        decision=outcome.decision,
-        attempts=outcome.attempts,
-        cache="off",
-        duration_ms=clock.since_ms(start_s),
-    )
+    done = await cascade.run_unasked(task.declared, task.steps, asked, meter, clock)
     await book.record(done)
     return done
 
