@@ -7,7 +7,8 @@ _EMAIL = re.compile(r"[\w.+-]{1,64}[@\uff20\ufe6b][\w-]{1,63}(?:\.[\w-]{1,63}){1
 # Digits with the separators people put between them, and those that hide there: dashes and blanks of every width, what
 # has no width at all. What is shorter is a price, a date or an hour.
 _BETWEEN = r"[\s./()\-\u2010-\u2015\u2212\u00b7_*\u00ad\u200b-\u200d\u2060\ufeff]{0,3}"
-_DIGITS = re.compile(rf"(?<![^\W_]|\+)\(?\+?\(?\d(?:{_BETWEEN}\d){{6,18}}(?![^\W_])")
+# Letters may touch it ("tel5550123456"), as who hides a number writes it; one or two capitals before it are a code's.
+_DIGITS = re.compile(rf"(?<![\d+])(?<!\b[A-Z])(?<!\b[A-Z]{{2}})\(?\+?\(?\d(?:{_BETWEEN}\d){{6,18}}(?!\d)")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}[./]\d{1,2}[./]\d{4}")
 
 

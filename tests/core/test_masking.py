@@ -21,6 +21,10 @@ from gateway.core.masking import mask
         ("0170_555_0142_", "[phone]_"),
         ("0170\n555\n0142", "[phone]"),
         ("order AB12345678", "order AB12345678"),
+        ("invoice X12345678", "invoice X12345678"),
+        ("tel01705550142", "tel[phone]"),
+        ("TEL01705550142or", "TEL[phone]or"),
+        ("ring0170 555-0142after six", "ring[phone]after six"),
     ],
 )
 def test_numbers_and_addresses_become_their_kind(text: str, seen: str) -> None:
