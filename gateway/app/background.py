@@ -54,7 +54,7 @@ class Ground(Struct, frozen=True):
     registry: Callable[[], Registry]
     stages: Stages
     database: Database
-    shared: RedisSettings
+    redis: RedisSettings
     store: RedisStore
     ledger: SqlLedger
     watch: "Watch"
@@ -72,7 +72,7 @@ class Background:
         self.canaries = Canaries(
             registry, models, ground.store, ground.ledger, clock, settings.zone, settings.canary_s, observers
         )
-        self.peers = Peers(ground.shared, lambda: {name: task.fingerprint for name, task in registry().every.items()})
+        self.peers = Peers(ground.redis, lambda: {name: task.fingerprint for name, task in registry().every.items()})
         self._auditor = Auditor(
             SqlSamples(database),
             registry,

@@ -76,9 +76,9 @@ class Process:
         self._watch = self._open_watch()
         alerts = Alerts(settings.alert_url)
         near = Thresholds([self._watch.metrics.near_limit, *([alerts.tell] if settings.alert_url else [])])
-        self._shared = RedisSettings(url=settings.redis_url, timeout_s=settings.redis_timeout_s)
-        self._store = RedisStore(self._shared, self._rebuild_budgets, near)
-        self._reviewers = RedisDesk(self._shared)
+        self._redis = RedisSettings(url=settings.redis_url, timeout_s=settings.redis_timeout_s)
+        self._store = RedisStore(self._redis, self._rebuild_budgets, near)
+        self._reviewers = RedisDesk(self._redis)
         self._spending = SqlSpending(self._database)
         self._limits = TeamLimits(
             SqlTeams(self._database),
@@ -225,7 +225,7 @@ class Process:
             self._current,
             self._stages,
             self._database,
-            self._shared,
+            self._redis,
             self._store,
             self._ledger,
             self._watch,

@@ -97,7 +97,6 @@ async def run_unasked(
         attempts=outcome.attempts,
         cache="off",
         duration_ms=clock.since_ms(start_s),
-        upstream_ms=sum(call.duration_ms for attempt in outcome.attempts for call in attempt.calls),
     )
 
 

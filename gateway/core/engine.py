@@ -231,8 +231,7 @@ class Engine:
         """With its duration, and with a review where the item is held: a hold that was kept holds this item too. What
         is not held may be drawn for the audit sample.
         """
-        upstream_ms = sum(call.duration_ms for attempt in inference.attempts for call in attempt.calls)
-        inference = structs.replace(inference, duration_ms=self._clock.since_ms(start_s), upstream_ms=upstream_ms)
+        inference = structs.replace(inference, duration_ms=self._clock.since_ms(start_s))
         if inference.decision.action != "review" or inference.invocation.kind != "invoke":
             return structs.replace(inference, sample=draw(task.declared, inference))
         hold = hold_of(inference.decision, task.declared.review, inference.invocation.received_at)

@@ -195,7 +195,6 @@ class Inference(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     cache: CacheStatus = "miss"
     duration_ms: float = 0.0
-    upstream_ms: float = 0.0
     review_id: str | None = None
     hold: Hold | None = None
     sample: Sample | None = None
@@ -209,6 +208,11 @@ class Inference(Struct, frozen=True, kw_only=True):
     def usage(self) -> Usage:
         """The sum over all attempts."""
         return sum((attempt.usage for attempt in self.attempts), NOTHING_USED)
+
+    @property
+    def upstream_ms(self) -> float:
+        """Time spent waiting for model servers."""
+        return sum(call.duration_ms for attempt in self.attempts for call in attempt.calls)
 
 
 class RateHeader(Struct, frozen=True):

@@ -190,7 +190,8 @@ async def test_a_cancelled_caller_disturbs_nobody(store: RedisStore) -> None:
 
 async def test_a_store_that_died_refuses_money_and_shares_out_requests(mortal: Valkey, settings: RedisSettings) -> None:
     """Without the store budgets refuse; request quotas go on at this process's share, and say so."""
-    first, second = (RedisStore(RedisSettings(url=mortal.url, rest_s=0.0)) for _ in range(2))
+    alike = corner(mortal.url, rest_s=0.0)
+    first, second = RedisStore(alike), RedisStore(alike)
     await second.start()
     await first.start()
     mortal.stop()
@@ -274,7 +275,7 @@ async def restarted_empty(
     valkey: Valkey, hook: Callable[[RedisStore], Awaitable[None]]
 ) -> tuple[RedisStore, RedisStore]:
     """Two stores with the hook, of a server that was good and then was started anew."""
-    settings = RedisSettings(url=valkey.url)
+    settings = corner(valkey.url)
     stores = RedisStore(settings), RedisStore(settings)
     await stores[0].reserve("before", [window(100, 10, resource="tokens")])
     await stores[1].ping()
